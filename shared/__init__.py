@@ -1,0 +1,1 @@
+"""What both sides of a federation must agree on: messages, codec, lineage, parameters, errors, tasks."""

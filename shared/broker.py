@@ -1,0 +1,78 @@
+"""The little that fedqueue asks of a message broker.
+
+Two implementations: `broker_config.rabbitmq` over pika, `broker_config.memory` in process. A broker object belongs to
+one thread. After a BrokerUnavailableError it is of no more use (PublishRefusedError excepted): close it, open another.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Header = int | str | bool
+StreamStart = int | Literal["first", "last", "next"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One AMQP message: opaque bytes, and headers that an operator reads without decoding them.
+
+    `kind` travels as the AMQP property `type`; headers are scalars only (streams drop tables and arrays).
+    """
+
+    body: bytes
+    kind: str
+    message_id: str
+    headers: Mapping[str, Header] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A message as it arrived. `user_id` was validated by the broker; `offset` is set for streams only."""
+
+    queue: str
+    tag: int
+    message: Message
+    user_id: str | None
+    redelivered: bool = False
+    delivery_count: int = 0
+    offset: int | None = None
+
+
+class Broker(Protocol):
+    """One authenticated connection, used by one thread."""
+
+    @property
+    def user(self) -> str:
+        """The login; stamped as `user_id` on everything published."""
+
+    def publish(self, exchange: str, message: Message) -> None:
+        """Returns once the broker has confirmed it.
+
+        Raises PublishRefusedError (negative confirm: retry the same message), TopologyError (no such exchange, nothing
+        bound to it, or no right to write), BrokerUnavailableError.
+        """
+
+    def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
+        """Starts a standing subscription whose deliveries come out of `receive`. `start` is for streams, and required there."""
+
+    def receive(self, timeout_seconds: float) -> Delivery | None:
+        """The next delivery of any standing subscription, or None after the timeout. Also keeps heartbeats going.
+
+        Raises BrokerUnavailableError when the connection is lost, TopologyError when a queue was deleted or refused.
+        """
+
+    def read(self, stream: str, start: StreamStart, *, count: int | None, idle_seconds: float) -> Iterator[Delivery]:
+        """Reads a stream from `start` without a standing subscription: at most `count` messages, ending once none came for
+        `idle_seconds`. Acknowledges by itself; the caller may stop early. Other deliveries wait meanwhile."""
+
+    def ack(self, delivery: Delivery) -> None:
+        """Settles a delivery for good."""
+
+    def reject(self, delivery: Delivery) -> None:
+        """Refuses a delivery for good; the broker moves it to the dead letters."""
+
+    def requeue(self, delivery: Delivery) -> None:
+        """Gives a delivery back to its queue."""
+
+    def close(self) -> None:
+        """Ends the connection; unsettled deliveries return to their queues. Never raises."""

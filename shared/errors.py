@@ -1,0 +1,76 @@
+"""Every error of fedqueue, named after what its reader must do.
+
+FederationError
+├── SettingsError                  correct a file or a variable, start again        exit 2
+│   └── DataError                  correct the data file that the text names        exit 2
+├── TopologyError                  a person must look: queue, right or password     exit 3
+├── CheckpointError                look at the state folder, nothing was settled    exit 4
+├── BrokerUnavailableError         reconnect with backoff
+│   └── PublishRefusedError        the broker has no room just now: publish the same again later
+├── PrivacyBudgetExhaustedError    stop training, stay up, say so
+└── RejectedMessageError           refuse the message, carry on
+    ├── MalformedMessageError      the bytes are not ours, or are over a limit
+    ├── UnsupportedSchemaError     written by another version of fedqueue
+    ├── IncompatibleUpdateError    names, shapes or numbers that this model cannot take
+    └── UnknownInstitutionError    the author is not who the message says, or not a member
+"""
+
+
+class FederationError(Exception):
+    """Any failure that fedqueue foresees."""
+
+    exit_code = 1
+
+
+class SettingsError(FederationError):
+    """A setting is missing or wrong; found before anything connects."""
+
+    exit_code = 2
+
+
+class DataError(SettingsError):
+    """A data file cannot be used; the text names the file, the column and the remedy."""
+
+
+class TopologyError(FederationError):
+    """The broker answered that a queue, a right or a login is not as it must be."""
+
+    exit_code = 3
+
+
+class CheckpointError(FederationError):
+    """The aggregator's own state cannot be read or does not belong to this lineage."""
+
+    exit_code = 4
+
+
+class BrokerUnavailableError(FederationError):
+    """The connection is gone or was never there; every delivery of it is void."""
+
+
+class PublishRefusedError(BrokerUnavailableError):
+    """The broker did not take a message (full queue, leader election); nothing else is wrong."""
+
+
+class PrivacyBudgetExhaustedError(FederationError):
+    """One more local training would spend more than the institution allows."""
+
+
+class RejectedMessageError(FederationError):
+    """A message that can never be used; its reason is for people and carries no data."""
+
+
+class MalformedMessageError(RejectedMessageError):
+    """The bytes are not a fedqueue message, or a declared size is over its limit."""
+
+
+class UnsupportedSchemaError(RejectedMessageError):
+    """The message was written under a schema version that this program does not know."""
+
+
+class IncompatibleUpdateError(RejectedMessageError):
+    """The update does not fit the model: names, shapes, finiteness or base."""
+
+
+class UnknownInstitutionError(RejectedMessageError):
+    """The broker-validated user is not the institution that the message names, or not a member."""
