@@ -1,0 +1,96 @@
+"""The lineage: what of `fl.lineage` is valid. One pure fold, the same for aggregators, institutions and operators.
+
+A manifest is valid if its epoch is the highest claimed so far and it either repeats the head's content (the head stays,
+this copy's epoch and blob locations replace the old ones) or names the head's hash and has its version or the next. The
+first of a run is version 0 without a predecessor. A reader that starts in the middle trusts nothing before it meets a
+claim followed by a manifest of that epoch, or two manifests of one epoch, the second naming the first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from shared.messages import Claim, Entry, ManifestRecord
+from shared.plan import Plan
+
+KEPT_HASHES = 64
+"""How many hashes of the chain a reader remembers: enough to place a checkpoint or a watermark's manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a reader knows after the records it has folded."""
+
+    epoch: int = 0
+    """The highest epoch claimed."""
+    claims: bool = False
+    """Whether that claim itself was read, not only a manifest under it."""
+    head: ManifestRecord | None = None
+    candidate: ManifestRecord | None = None
+    """The last manifest seen while nothing can be trusted yet."""
+    table: Mapping[str, Entry] | None = None
+    """Institutions by pseudonym; None until a whole table was on the trusted chain."""
+    plan: Plan | None = None
+    hashes: tuple[str, ...] = field(default=())
+    """The chain's last hashes, oldest first, the head's last."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether a reader can work from it: a trusted head, the whole table and the plan."""
+        return self.head is not None and self.table is not None and self.plan is not None
+
+
+Verdict = Literal["claim", "extended", "repeated", "candidate", "ignored"]
+
+
+def fold_claim(lineage: Lineage, claim: Claim) -> tuple[Lineage, Verdict]:
+    """A claim counts only if its epoch is higher than every earlier one."""
+    if claim.epoch <= lineage.epoch:
+        return lineage, "ignored"
+    return replace(lineage, epoch=claim.epoch, claims=True), "claim"
+
+
+def fold(lineage: Lineage, record: ManifestRecord) -> tuple[Lineage, Verdict]:
+    """The lineage after one more manifest record, and what that record was to it."""
+    if lineage.head is None:
+        return _fold_untrusted(lineage, record)
+    if record.epoch != lineage.epoch:
+        return lineage, "ignored"
+    if record.hash == lineage.head.hash:
+        return replace(lineage, head=record), "repeated"
+    if not _follows(record, lineage.head):
+        return lineage, "ignored"
+    return _extend(lineage, record), "extended"
+
+
+def _fold_untrusted(lineage: Lineage, record: ManifestRecord) -> tuple[Lineage, Verdict]:
+    if record.epoch < lineage.epoch:
+        return lineage, "ignored"
+    if lineage.claims and record.epoch == lineage.epoch:
+        return _trust(lineage, record), "extended"
+    if lineage.claims:
+        return lineage, "ignored"
+    first = lineage.candidate
+    if first is not None and first.epoch == record.epoch and _follows(record, first):
+        return _extend(_trust(lineage, first), record), "extended"
+    return replace(lineage, epoch=record.epoch, candidate=record), "candidate"
+
+
+def _follows(record: ManifestRecord, head: ManifestRecord) -> bool:
+    steps = record.manifest.version - head.manifest.version
+    return record.manifest.previous == head.hash and steps in (0, 1) and record.manifest.run_id == head.manifest.run_id
+
+
+def _trust(lineage: Lineage, record: ManifestRecord) -> Lineage:
+    return _extend(replace(lineage, epoch=record.epoch, candidate=None), record)
+
+
+def _extend(lineage: Lineage, record: ManifestRecord) -> Lineage:
+    manifest = record.manifest
+    table = lineage.table
+    if manifest.whole:
+        table = manifest.table
+    elif table is not None and manifest.table:
+        table = {**table, **manifest.table}
+    plan = manifest.plan if manifest.plan is not None else lineage.plan
+    return replace(lineage, head=record, table=table, plan=plan, hashes=(*lineage.hashes, record.hash)[-KEPT_HASHES:])

@@ -1,0 +1,298 @@
+"""Every message of fedqueue as a frozen value. docs/wire-format.md describes them for other languages."""
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from shared import codec
+from shared.errors import MalformedMessageError
+from shared.parameters import Parameters
+from shared.plan import Frozen, Plan
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HashOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Pseudonym = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+InstitutionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+HexFloat = Annotated[str, Field(pattern=r"^-?0x[01]\.[0-9a-f]+p[+-][0-9]+$")]
+Count = Annotated[int, Field(ge=0)]
+Reason = Annotated[str, Field(max_length=200)]
+Metrics = dict[Annotated[str, Field(max_length=40)], float | None]
+Outcome = Literal["aggregated", "stale", "rejected", "over_budget", "lost"]
+
+
+def pseudonym(run_secret: bytes, institution: str) -> str:
+    """How manifests name an institution: HMAC-SHA256(run secret, institution), cut to 16 hexadecimal digits."""
+    return hmac.new(run_secret, institution.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+class PrivacyStatement(Frozen):
+    """What an update cost its institution. `epsilon_spent` counts everything reserved so far, this update included."""
+
+    mechanism: Literal["dp-sgd", "update-gaussian", "none"]
+    clipping_norm: float | None = None
+    noise_multiplier: float | None = None
+    sample_rate: float | None = None
+    steps: Count = 0
+    epsilon_spent: Annotated[float, Field(ge=0)] | None = None
+    target_delta: float | None = None
+
+
+class Update(Frozen):
+    """One institution's noised delta (trained minus base; the aggregator adds it). The tensors travel beside these fields."""
+
+    run_id: RunId
+    institution: InstitutionId
+    incarnation: Annotated[int, Field(ge=1)]
+    sequence: Annotated[int, Field(ge=1)]
+    base_version: Count
+    base_hash: Hash
+    plan_hash: Hash
+    num_examples: Annotated[int, Field(ge=1)]
+    privacy: PrivacyStatement
+
+
+class Hello(Frozen):
+    """Sent at every start of a client worker; the next manifest echoes `nonce` in the institution's entry."""
+
+    run_id: RunId
+    institution: InstitutionId
+    incarnation: Annotated[int, Field(ge=1)]
+    head_sequence: Count
+    head_hash: HashOrNone
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    num_examples: Annotated[int, Field(ge=1)]
+
+
+class Report(Frozen):
+    """Noised metrics of a global model on the institution's own validation rows, and what releasing them cost."""
+
+    run_id: RunId
+    institution: InstitutionId
+    incarnation: Annotated[int, Field(ge=1)]
+    version: Count
+    model_hash: Hash
+    metrics: Metrics
+    epsilon: Annotated[float, Field(ge=0)]
+
+
+class Control(Frozen):
+    """A hint to one institution; what binds is in the manifest."""
+
+    run_id: RunId
+    incarnation: Count
+    sequence: Count
+    outcome: Literal["rejected", "stale", "over_budget", "lost"]
+    reason: Reason
+
+
+class Operation(Frozen):
+    """An operator's order to the leader; a manifest names its id once it is applied or refused."""
+
+    run_id: RunId
+    operation_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    kind: Literal["pause", "resume", "stop", "admit", "remove", "quarantine", "release", "roll-back", "requeue", "change-plan"]
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Claim(Frozen):
+    """An aggregator's claim to lead; it counts only if its epoch is above every earlier one in stream order."""
+
+    run_id: RunId
+    epoch: Annotated[int, Field(ge=1)]
+    claimant: Annotated[str, Field(max_length=200)]
+
+
+class BlobName(Frozen):
+    """A model or state, by its content."""
+
+    hash: Hash
+    size: Annotated[int, Field(ge=1)]
+
+
+class Location(Frozen):
+    """Where a blob's first chunk stands in its stream, and how many chunks it has."""
+
+    offset: Count
+    chunks: Annotated[int, Field(ge=1)]
+
+
+class Settlement(Frozen):
+    """What became of one update. Weight and scale are hexadecimal floats, so that a replay gives the same bits."""
+
+    institution: Pseudonym
+    incarnation: Annotated[int, Field(ge=1)]
+    sequence: Annotated[int, Field(ge=1)]
+    hash: HashOrNone
+    outcome: Outcome
+    reason: Reason = ""
+    base_version: Count = 0
+    base_hash: HashOrNone = ""
+    staleness: Count = 0
+    weight: HexFloat = "0x0.0p+0"
+    scale: HexFloat = "0x1.0000000000000p+0"
+
+
+class Counters(Frozen):
+    """How an institution's messages ended, since its admission."""
+
+    aggregated: Count = 0
+    stale: Count = 0
+    rejected: Count = 0
+    over_budget: Count = 0
+    lost: Count = 0
+    duplicate: Count = 0
+
+
+class Entry(Frozen):
+    """One institution in the federation's table. `watermark` is the last sequence settled; `last_hash` that update's hash."""
+
+    incarnation: Annotated[int, Field(ge=1)]
+    watermark: Count = 0
+    last_hash: HashOrNone = ""
+    epsilon_spent: float | None = None
+    target_delta: float | None = None
+    num_examples: Annotated[int, Field(ge=1)] | None = None
+    nonce: str = ""
+    active: bool = True
+    removed: bool = False
+    quarantined: bool = False
+    total_weight: HexFloat = "0x0.0p+0"
+    counters: Counters = Counters()
+
+
+class OperationOutcome(Frozen):
+    """What became of an operator's order."""
+
+    operation_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    kind: str
+    applied: bool
+    reason: Reason = ""
+
+
+class Manifest(Frozen):
+    """The content of one link of the lineage; its hash names it. `plan` and `table` are whole where `whole` is set;
+    elsewhere `plan` is None when unchanged and `table` holds the changed entries only."""
+
+    run_id: RunId
+    version: Count
+    previous: HashOrNone
+    model: BlobName
+    state: BlobName | None
+    plan_hash: Hash
+    plan: Plan | None
+    phase: Literal["running", "paused", "finished"]
+    phase_reason: Reason
+    settled: list[Settlement]
+    whole: bool
+    table: dict[Pseudonym, Entry]
+    scalars: dict[str, HexFloat | int | str]
+    operations: list[OperationOutcome]
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """One copy of a manifest in the stream: `content` is what its hash covers; the rest may differ from copy to copy."""
+
+    epoch: int
+    content: bytes
+    manifest: Manifest
+    hash: str
+    model_at: Location
+    state_at: Location | None
+    signature: str = ""
+
+
+class _RecordFields(Frozen):
+    run_id: RunId
+    epoch: Annotated[int, Field(ge=1)]
+    content: Annotated[bytes, Field(max_length=64 * 2**20)]
+    model_at: Location
+    state_at: Location | None
+    signature: str
+
+
+Body = TypeVar("Body", bound=Frozen)
+
+
+def encode(kind: str, fields: Frozen, tensors: Parameters | None = None) -> bytes:
+    """The content bytes of a message; the same value gives the same bytes."""
+    return codec.encode(kind, fields.model_dump(), tensors)
+
+
+def parse(body_type: type[Body], kind: str, content: codec.Content) -> Body:
+    """Raises MalformedMessageError naming the first field that is wrong, without its value."""
+    if content.kind != kind:
+        raise MalformedMessageError(f"a message of kind {content.kind[:40]!r} where {kind!r} was expected")
+    try:
+        return body_type.model_validate(content.fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(re.sub(r"[^A-Za-z0-9_-]", "?", str(part))[:40] for part in first["loc"])
+        raise MalformedMessageError(f"{kind}: field {place or 'body'}: {first['type']}") from None
+
+
+def decode(body_type: type[Body], kind: str, body: bytes, *, max_bytes: int) -> Body:
+    """A message without tensors, from its bytes."""
+    content = codec.decode(body, max_bytes=max_bytes)
+    if content.tensors:
+        raise MalformedMessageError(f"{kind}: no tensors are expected")
+    return parse(body_type, kind, content)
+
+
+def decode_update(body: bytes, *, max_bytes: int) -> tuple[Update, Parameters]:
+    """An update's fields and its delta; the arrays are read-only views into `body`."""
+    content = codec.decode(body, max_bytes=max_bytes)
+    return parse(Update, "update", content), content.tensors
+
+
+def encode_model(run_id: str, parameters: Parameters) -> bytes:
+    """A model blob. Equal parameters of a run give equal bytes, so that the hash names the model."""
+    return codec.encode("model", {"run_id": run_id}, parameters)
+
+
+def decode_model(body: bytes, *, max_bytes: int) -> Parameters:
+    """The parameters of a model blob, as read-only views into `body`."""
+    content = codec.decode(body, max_bytes=max_bytes)
+    if content.kind != "model":
+        raise MalformedMessageError(f"a message of kind {content.kind[:40]!r} where 'model' was expected")
+    return content.tensors
+
+
+def manifest_record(epoch: int, manifest: Manifest, model_at: Location, state_at: Location | None = None) -> ManifestRecord:
+    """A record ready to be published under `epoch`."""
+    content = encode("manifest", manifest)
+    return ManifestRecord(epoch, content, manifest, codec.content_hash(content), model_at, state_at)
+
+
+def encode_record(record: ManifestRecord) -> bytes:
+    """What is published on the lineage for one manifest."""
+    fields = _RecordFields(
+        run_id=record.manifest.run_id,
+        epoch=record.epoch,
+        content=record.content,
+        model_at=record.model_at,
+        state_at=record.state_at,
+        signature=record.signature,
+    )
+    return encode("record", fields)
+
+
+def decode_manifest(content: bytes, *, max_bytes: int) -> Manifest:
+    """A manifest from its content bytes."""
+    return decode(Manifest, "manifest", content, max_bytes=max_bytes)
+
+
+def decode_record(body: bytes, *, max_bytes: int) -> ManifestRecord:
+    """A record as it was read from the lineage."""
+    fields = decode(_RecordFields, "record", body, max_bytes=max_bytes)
+    manifest = decode_manifest(fields.content, max_bytes=max_bytes)
+    if manifest.run_id != fields.run_id:
+        raise MalformedMessageError("a record and its manifest name different runs")
+    digest = codec.content_hash(fields.content)
+    return ManifestRecord(fields.epoch, fields.content, manifest, digest, fields.model_at, fields.state_at, fields.signature)
