@@ -7,6 +7,8 @@ management UI, and a receiver knows before taking memory how much there will be.
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
 
 from shared.broker import Header, Message
 from shared.codec import SCHEMA_VERSION, content_hash
@@ -108,14 +110,15 @@ def open_envelope(first: ChunkHead, enveloped: bytes) -> bytes:
 
 
 class Assembly:
-    """Chunks of one upload, in order, in memory of the announced size.
+    """Chunks of one upload, in order, written to `sink` (a spool file, or memory).
 
     A chunk that is already there is ignored; one that leaves a gap, or disagrees with the first, is an error.
     """
 
-    def __init__(self, first: ChunkHead) -> None:
+    def __init__(self, first: ChunkHead, sink: BinaryIO | None = None) -> None:
         self.first = first
-        self._bytes = bytearray()
+        self._sink = sink or BytesIO()
+        self._size = 0
         self._next = 0
 
     def add(self, chunk: ChunkHead, body: bytes) -> bool:
@@ -124,11 +127,17 @@ class Assembly:
             raise MalformedMessageError("chunks of one id disagree about the whole")
         if chunk.chunk < self._next:
             return self.complete
-        if chunk.chunk > self._next or len(self._bytes) + len(body) > self.first.size:
+        if chunk.chunk > self._next or self._size + len(body) > self.first.size:
             raise MalformedMessageError(f"chunk {chunk.chunk} came where {self._next} was expected")
-        self._bytes += body
+        self._sink.write(body)
+        self._size += len(body)
         self._next += 1
         return self.complete
+
+    @property
+    def received(self) -> int:
+        """How many chunks are there."""
+        return self._next
 
     @property
     def complete(self) -> bool:
@@ -137,4 +146,5 @@ class Assembly:
 
     def content(self) -> bytes:
         """The content, its hashes checked."""
-        return open_envelope(self.first, bytes(self._bytes))
+        self._sink.seek(0)
+        return open_envelope(self.first, self._sink.read())

@@ -39,9 +39,9 @@ def content_hash(body: bytes) -> str:
 
 
 def encode(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = None) -> bytes:
-    """The same input gives the same bytes on every machine: maps keep their order, floats are 8 bytes."""
+    """The same input gives the same bytes on every machine: maps keep their order, tensors go by name."""
     packed: bytes = msgpack.packb(
-        [SCHEMA_VERSION, kind, fields, [_pack_tensor(name, array) for name, array in (tensors or {}).items()]]
+        [SCHEMA_VERSION, kind, fields, [_pack_tensor(name, array) for name, array in sorted((tensors or {}).items())]]
     )
     return packed
 

@@ -5,6 +5,7 @@ FederationError
 │   └── DataError                  correct the data file that the text names        exit 2
 ├── TopologyError                  a person must look: queue, right or password     exit 3
 ├── CheckpointError                look at the state folder, nothing was settled    exit 4
+├── StorageError                   make room or mend rights on the named folder; the worker retries by itself
 ├── BrokerUnavailableError         reconnect with backoff
 │   └── PublishRefusedError        the broker has no room just now: publish the same again later
 ├── PrivacyBudgetExhaustedError    stop training, stay up, say so
@@ -42,6 +43,10 @@ class CheckpointError(FederationError):
     """The aggregator's own state cannot be read or does not belong to this lineage."""
 
     exit_code = 4
+
+
+class StorageError(FederationError):
+    """A state folder cannot be written just now (disk full, rights); nothing was acknowledged."""
 
 
 class BrokerUnavailableError(FederationError):

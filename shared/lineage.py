@@ -7,10 +7,10 @@ claim followed by a manifest of that epoch, or two manifests of one epoch, the s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from shared.messages import Claim, Entry, ManifestRecord
+from shared.messages import KEPT_OPERATIONS, Claim, Entry, ManifestRecord
 from shared.plan import Plan
 
 KEPT_HASHES = 64
@@ -31,8 +31,10 @@ class Lineage:
     table: Mapping[str, Entry] | None = None
     """Institutions by pseudonym; None until a whole table was on the trusted chain."""
     plan: Plan | None = None
-    hashes: tuple[str, ...] = field(default=())
+    hashes: tuple[str, ...] = ()
     """The chain's last hashes, oldest first, the head's last."""
+    operation_ids: tuple[str, ...] = ()
+    """The last operations settled, oldest first."""
 
     @property
     def complete(self) -> bool:
@@ -93,4 +95,13 @@ def _extend(lineage: Lineage, record: ManifestRecord) -> Lineage:
     elif table is not None and manifest.table:
         table = {**table, **manifest.table}
     plan = manifest.plan if manifest.plan is not None else lineage.plan
-    return replace(lineage, head=record, table=table, plan=plan, hashes=(*lineage.hashes, record.hash)[-KEPT_HASHES:])
+    known = tuple(manifest.operation_ids) if manifest.whole else lineage.operation_ids
+    known += tuple(done.operation_id for done in manifest.operations if done.operation_id not in known)
+    return replace(
+        lineage,
+        head=record,
+        table=table,
+        plan=plan,
+        hashes=(*lineage.hashes, record.hash)[-KEPT_HASHES:],
+        operation_ids=known[-KEPT_OPERATIONS:],
+    )

@@ -21,7 +21,11 @@ InstitutionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 HexFloat = Annotated[str, Field(pattern=r"^-?0x[01]\.[0-9a-f]+p[+-][0-9]+$")]
 Count = Annotated[int, Field(ge=0)]
 Reason = Annotated[str, Field(max_length=200)]
+OperationId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+KEPT_OPERATIONS = 256
+"""How many operation ids a whole manifest lists, so that a redelivered order has no effect."""
 Metrics = dict[Annotated[str, Field(max_length=40)], float | None]
+Phase = Literal["running", "paused", "finished"]
 Outcome = Literal["aggregated", "stale", "rejected", "over_budget", "lost"]
 
 
@@ -94,7 +98,7 @@ class Operation(Frozen):
     """An operator's order to the leader; a manifest names its id once it is applied or refused."""
 
     run_id: RunId
-    operation_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    operation_id: OperationId
     kind: Literal["pause", "resume", "stop", "admit", "remove", "quarantine", "release", "roll-back", "requeue", "change-plan"]
     arguments: dict[str, Any] = Field(default_factory=dict)
 
@@ -168,7 +172,7 @@ class Entry(Frozen):
 class OperationOutcome(Frozen):
     """What became of an operator's order."""
 
-    operation_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    operation_id: OperationId
     kind: str
     applied: bool
     reason: Reason = ""
@@ -176,7 +180,7 @@ class OperationOutcome(Frozen):
 
 class Manifest(Frozen):
     """The content of one link of the lineage; its hash names it. `plan` and `table` are whole where `whole` is set;
-    elsewhere `plan` is None when unchanged and `table` holds the changed entries only."""
+    elsewhere `plan` is None when unchanged, `table` holds the changed entries only and `operation_ids` is empty."""
 
     run_id: RunId
     version: Count
@@ -185,13 +189,14 @@ class Manifest(Frozen):
     state: BlobName | None
     plan_hash: Hash
     plan: Plan | None
-    phase: Literal["running", "paused", "finished"]
+    phase: Phase
     phase_reason: Reason
     settled: list[Settlement]
     whole: bool
     table: dict[Pseudonym, Entry]
     scalars: dict[str, HexFloat | int | str]
     operations: list[OperationOutcome]
+    operation_ids: Annotated[list[OperationId], Field(max_length=KEPT_OPERATIONS)]
     metrics: Metrics
 
 

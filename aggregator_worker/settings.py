@@ -1,0 +1,54 @@
+"""What the aggregator worker needs to know before it starts."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from broker_config.connection import ConnectionSettings
+from shared.errors import SettingsError
+from shared.settings import WorkerSettings
+
+
+class Durability(BaseModel):
+    """Times, in seconds. `consumer_timeout_seconds` is the broker's; a commit never keeps a delivery a quarter of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
+    orphan_seconds: float = Field(default=600.0, gt=0)
+    retry_seconds: float = Field(default=5.0, gt=0)
+
+
+class AggregatorSettings(WorkerSettings):
+    """`run_secret_file` holds the secret that pseudonyms are made with; `members_file` one institution id per line."""
+
+    broker: ConnectionSettings
+    state_folder: Path
+    run_secret_file: Path
+    members_file: Path
+    task_file: Path | None = None
+    held_out_file: Path | None = None
+    log_level: str = "info"
+    durability: Durability = Durability()
+
+    def run_secret(self) -> bytes:
+        """The secret's bytes. Raises SettingsError when the file is missing or empty."""
+        return read_secret(self.run_secret_file).get_secret_value().encode()
+
+    def members(self) -> list[str]:
+        """Ids of the institutions whose update queues exist."""
+        try:
+            return self.members_file.read_text().split()
+        except OSError as error:
+            raise SettingsError(f"members_file {self.members_file}: {error.strerror}; `fedqueue init` writes it") from error
+
+
+def read_secret(path: Path) -> SecretStr:
+    """A secret from a file of its own."""
+    try:
+        secret = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; `fedqueue init` writes it") from error
+    if not secret:
+        raise SettingsError(f"{path} is empty; it must hold the secret that `fedqueue init` wrote")
+    return SecretStr(secret)

@@ -1,0 +1,164 @@
+"""Reading and writing the two shared streams: the lineage and the model blobs."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from broker_config.topology import LINEAGE, MODEL
+from shared import codec, lineage, messages
+from shared.broker import Broker, Delivery, Header, Message
+from shared.chunks import Assembly, head, split
+from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
+from shared.messages import Claim, Location, ManifestRecord
+
+FIRST_LOOK_BACK = 32
+IDLE_SECONDS = 0.5
+FETCH_IDLE_SECONDS = 5.0
+LINEAGE_PREFETCH = 64
+MAX_RECORD_BYTES = 16 * 2**20
+
+log = structlog.get_logger()
+
+
+class UninitialisedError(TopologyError):
+    """The lineage is empty: only `fedqueue init` makes a version 0."""
+
+
+def publish_claim(broker: Broker, claim: Claim) -> None:
+    """Appends a claim to the lineage."""
+    headers: dict[str, Header] = {
+        "schema": codec.SCHEMA_VERSION,
+        "run": claim.run_id,
+        "epoch": claim.epoch,
+        "claimant": claim.claimant,
+    }
+    broker.publish(LINEAGE, Message(messages.encode("claim", claim), "claim", f"claim-{claim.epoch}", headers))
+
+
+def publish_record(broker: Broker, record: ManifestRecord) -> None:
+    """Appends a manifest to the lineage. The header `at_ms` (wall clock) is for people; nothing depends on it."""
+    manifest = record.manifest
+    headers: dict[str, Header] = {
+        "schema": codec.SCHEMA_VERSION,
+        "run": manifest.run_id,
+        "epoch": record.epoch,
+        "version": manifest.version,
+        "content": record.hash,
+        "settled": len(manifest.settled),
+        "phase": manifest.phase,
+        "at_ms": time.time_ns() // 1_000_000,
+    }
+    broker.publish(LINEAGE, Message(messages.encode_record(record), "manifest", f"manifest-{record.hash}", headers))
+
+
+class BlobWriter:
+    """Publishes blobs to one stream and says where they stand.
+
+    The offset it gives is a lower bound: it counts from the stream's end at the start, and segment rollovers only add.
+    """
+
+    def __init__(self, broker: Broker, stream: str) -> None:
+        self._broker = broker
+        self._stream = stream
+        self._next_offset = 1 + last_offset(broker, stream)
+
+    def publish(self, content: bytes, *, run_id: str, kind: str, chunk_bytes: int) -> Location:
+        """Returns once every chunk is confirmed."""
+        start, chunks = self._next_offset, 0
+        identity = codec.content_hash(content)
+        for message in split(content, kind=kind, run_id=run_id, identity=identity, chunk_bytes=chunk_bytes):
+            self._broker.publish(self._stream, message)
+            self._next_offset += 1
+            chunks += 1
+        return Location(offset=start, chunks=chunks)
+
+
+def last_offset(broker: Broker, stream: str) -> int:
+    """The offset of the stream's last stored chunk of messages (with a confirm each: its last message), -1 when empty."""
+    for delivery in broker.read(stream, "last", count=None, idle_seconds=IDLE_SECONDS):
+        return delivery.offset if delivery.offset is not None else -1
+    return -1
+
+
+def fetch_blob(broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL) -> bytes:
+    """Reads a blob from its stream and checks it against its name.
+
+    Raises BrokerUnavailableError when chunks are missing: the manifest that names them may be ahead of a replica.
+    """
+    assembly: Assembly | None = None
+    start, missing = location.offset, location.chunks
+    while True:
+        found = False
+        for delivery in broker.read(stream, start, count=missing, idle_seconds=FETCH_IDLE_SECONDS):
+            found, start = True, 1 + (delivery.offset or 0)
+            if delivery.message.headers.get("id") != blob.hash:
+                continue
+            chunk = head(delivery.message, max_bytes=blob.size)
+            assembly = assembly or Assembly(chunk)
+            if assembly.add(chunk, delivery.message.body):
+                return assembly.content()
+            missing = chunk.chunks - chunk.chunk - 1
+        if not found:
+            raise BrokerUnavailableError(f"the blob {blob.hash[:12]} is not whole in {stream} from offset {location.offset}")
+
+
+class LineageReader:
+    """Folds the lineage stream: first what is there, then each record as it comes."""
+
+    def __init__(self, broker: Broker, *, on_record: Callable[[ManifestRecord, Delivery], None] | None = None) -> None:
+        self.lineage = lineage.Lineage()
+        self.head_at: int = -1
+        self._broker = broker
+        self._on_record = on_record
+
+    def catch_up(self) -> None:
+        """Reads back from the end, twice as far each time, until it holds a whole table; then stays subscribed.
+
+        Raises UninitialisedError on an empty lineage, TopologyError on one that nothing can be made of.
+        """
+        end = last_offset(self._broker, LINEAGE)
+        if end < 0:
+            raise UninitialisedError(f"{LINEAGE} is empty; run `fedqueue init` first, it makes version 0")
+        look_back = FIRST_LOOK_BACK
+        while True:
+            start = max(0, end - look_back + 1)
+            self._read_from(start, end)
+            if self.lineage.complete:
+                break
+            if start == 0:
+                raise TopologyError(f"{LINEAGE} holds no valid chain from its first record on; do not start a new run over it")
+            look_back *= 2
+        self._broker.consume(LINEAGE, prefetch=LINEAGE_PREFETCH, start=end + 1)
+
+    def _read_from(self, start: int, end: int) -> None:
+        self.lineage = lineage.Lineage()
+        for delivery in self._broker.read(LINEAGE, start, count=None, idle_seconds=2 * IDLE_SECONDS):
+            self.take(delivery)
+            if delivery.offset is not None and delivery.offset >= end:
+                return
+
+    def take(self, delivery: Delivery) -> lineage.Verdict:
+        """Folds one delivery of the lineage stream."""
+        try:
+            body, kind = delivery.message.body, delivery.message.kind
+            if kind == "claim":
+                claim = messages.decode(Claim, "claim", body, max_bytes=MAX_RECORD_BYTES)
+                self.lineage, verdict = lineage.fold_claim(self.lineage, claim)
+                return verdict
+            record = messages.decode_record(body, max_bytes=MAX_RECORD_BYTES)
+        except RejectedMessageError as error:
+            log.warning("lineage record ignored", offset=delivery.offset, reason=str(error))
+            return "ignored"
+        self.lineage, verdict = lineage.fold(self.lineage, record)
+        if verdict in ("extended", "repeated"):
+            self.head_at = delivery.offset if delivery.offset is not None else -1
+        if verdict == "extended" and self._on_record:
+            self._on_record(record, delivery)
+        return verdict
+
+    def current(self) -> tuple[ManifestRecord, lineage.Lineage]:
+        """The head and what is known with it."""
+        if self.lineage.head is None:
+            raise FederationError("the lineage was used before it was read")
+        return self.lineage.head, self.lineage
