@@ -1,0 +1,100 @@
+"""Where the broker is and who we are there, as settings; and the connection made from them."""
+
+import random
+import stat
+import warnings
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pika
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from broker_config.pika_errors import translated
+from broker_config.rabbitmq import RabbitmqBroker
+from shared.errors import SettingsError
+
+_FORM = "amqp://host:port/vhost"
+_AMQP_PORT = 5672
+_CONNECT_SECONDS = 10
+
+
+class ConnectionSettings(BaseModel):
+    """One login on one broker; `url` may list the nodes of a cluster, separated by commas, and carries no credentials."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    user: str
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    heartbeat_seconds: int = Field(default=30, ge=2, le=600)
+    blocked_timeout_seconds: int = Field(default=300, ge=1)
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "ConnectionSettings":
+        if (self.password is None) == (self.password_file is None):
+            raise ValueError("exactly one of password and password_file is needed")
+        return self
+
+    def secret(self) -> str:
+        """The password; a file that others can read is used with a warning."""
+        if self.password is not None:
+            return self.password.get_secret_value()
+        assert self.password_file is not None  # noqa: S101  _one_password holds it
+        return _password_in(self.password_file)
+
+
+def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
+    """A connection to the first node that answers; `name` is what the management UI shows for it.
+
+    Raises SettingsError for an unusable url or password file, TopologyError where the login is refused,
+    BrokerUnavailableError where no node answers.
+    """
+    nodes = [_parameters(url.strip(), settings, name) for url in settings.url.split(",")]
+    random.shuffle(nodes)
+    places = ", ".join(f"{node.host}:{node.port}" for node in nodes)
+    with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
+        connection = pika.BlockingConnection(nodes)
+    return RabbitmqBroker(connection, user=settings.user, where=places)
+
+
+def _parameters(url: str, settings: ConnectionSettings, name: str) -> pika.ConnectionParameters:
+    host, port, vhost = address(url)
+    return pika.ConnectionParameters(
+        host=host,
+        port=port,
+        virtual_host=vhost,
+        credentials=pika.PlainCredentials(settings.user, settings.secret()),
+        heartbeat=settings.heartbeat_seconds,
+        blocked_connection_timeout=settings.blocked_timeout_seconds,
+        socket_timeout=_CONNECT_SECONDS,
+        stack_timeout=_CONNECT_SECONDS + 5,
+        client_properties={"connection_name": name, "product": "fedqueue"},
+    )
+
+
+def address(url: str) -> tuple[str, int, str]:
+    """Host, port and virtual host of an AMQP url without credentials."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _AMQP_PORT
+    except ValueError:
+        raise SettingsError(f"broker url: {_FORM} is needed, and the port is not a number up to 65535") from None
+    if parts.username is not None or parts.password is not None:
+        raise SettingsError(f"broker url: {_FORM} without user and password, which have settings of their own")
+    if parts.scheme != "amqp" or not parts.hostname:
+        raise SettingsError(f"broker url {url!r}: {_FORM} is needed")
+    return parts.hostname, port, unquote(parts.path.removeprefix("/")) or "/"
+
+
+def _password_in(file: Path) -> str:
+    try:
+        password = file.read_text(encoding="utf-8").rstrip("\r\n")
+        readable_by_others = file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"password file {file} cannot be read: {error}") from error
+    if not password:
+        raise SettingsError(f"password file {file} is empty")
+    if readable_by_others:
+        warnings.warn(f"password file {file} can be read by other users: chmod 600 {file}", stacklevel=2)
+    return password

@@ -1,0 +1,64 @@
+"""The one seam at which pika's exceptions end and fedqueue's begin."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pika import exceptions
+
+from shared.errors import BrokerUnavailableError, FederationError, MalformedMessageError, PublishRefusedError, TopologyError
+
+# Access refused, not found, resource locked, precondition failed, not allowed, not implemented.
+_A_PERSON_MUST_LOOK = frozenset({403, 404, 405, 406, 530, 540})
+# The same codes, for what passes by itself: an acknowledgement that took too long, a node or virtual host that is restarting,
+# connections of ours that the broker has not yet found dead.
+_PASSING = re.compile(r"delivery acknowledgement|is down|stopped by supervisor|connection limit")
+
+_REFUSED = (TopologyError, "the broker refused the user or its password")
+_UNWRITABLE = (MalformedMessageError, "the message cannot be written as AMQP")
+_MEANINGS: dict[type[BaseException], tuple[type[FederationError], str]] = {
+    exceptions.ProbableAuthenticationError: _REFUSED,
+    exceptions.AuthenticationError: _REFUSED,
+    exceptions.ProbableAccessDeniedError: (TopologyError, "the broker has no such virtual host, or the user no right to it"),
+    exceptions.NackError: (PublishRefusedError, "the broker did not take the message (queue full, or electing a leader)"),
+    exceptions.UnroutableError: (TopologyError, "no queue is bound to that exchange; `fedqueue broker apply` creates it"),
+    exceptions.ConsumerCancelled: (TopologyError, "the queue was deleted"),
+    exceptions.ShortStringTooLong: _UNWRITABLE,
+    exceptions.UnsupportedAMQPFieldException: _UNWRITABLE,
+}
+
+# Outside pika's own tree: name resolution and sockets (OSError), a call on what was just closed (ValueError, StopIteration),
+# an assertion inside pika when a connection dies between two of its steps.
+FOREIGN = (OSError, ValueError, StopIteration, AssertionError)
+PIKA = (exceptions.AMQPError, exceptions.ChannelError, exceptions.ReentrancyError)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raises what pika raises inside as an error of fedqueue; `doing` says what was tried, and with what."""
+    try:
+        yield
+    except (*PIKA, *FOREIGN) as error:
+        raise translate(error, doing) from error
+
+
+def translate(error: BaseException, doing: str) -> FederationError:
+    """The error of fedqueue that tells the reader of `doing` what to do about this one."""
+    if isinstance(error, exceptions.ChannelClosedByBroker | exceptions.ConnectionClosedByBroker):
+        return _closed(error, doing)
+    if isinstance(error, exceptions.ProbableAccessDeniedError) and _PASSING.search(str(error)):
+        return BrokerUnavailableError(f"{doing}: {error}")
+    for kind, (ours, said) in _MEANINGS.items():
+        if isinstance(error, kind):
+            return ours(f"{doing}: {said}")
+    return BrokerUnavailableError(f"{doing}: {_text(error)}")
+
+
+def _closed(error: exceptions.ChannelClosedByBroker | exceptions.ConnectionClosedByBroker, doing: str) -> FederationError:
+    passing = _PASSING.search(error.reply_text) is not None
+    kind = TopologyError if error.reply_code in _A_PERSON_MUST_LOOK and not passing else BrokerUnavailableError
+    return kind(f"{doing}: {error.reply_code} {error.reply_text}")
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
