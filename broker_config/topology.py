@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from shared.broker import Message
 from shared.errors import SettingsError
 
 LEAD = "fl.lead"
@@ -18,6 +19,9 @@ STATE = "fl.state"
 OPERATIONS = "fl.ops"
 DEAD_LETTER_EXCHANGE = "fl.dlx"
 DEAD_LETTERS = "fl.dlq"
+
+# The one message of LEAD: whose delivery it is, leads.
+TOKEN = Message(b"", kind="token", message_id="lead")
 
 _UPDATES = "fl.upd."
 _CONTROL = "fl.ctl."
@@ -68,6 +72,10 @@ class Policy:
     name: str
     pattern: str
     definition: Mapping[str, Argument]
+
+    def applies_to(self, queue: str) -> bool:
+        """Whether the pattern is found in the queue's name."""
+        return re.search(self.pattern, queue) is not None
 
 
 @dataclass(frozen=True, slots=True)
