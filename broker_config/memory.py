@@ -27,7 +27,8 @@ class MemoryRabbit:
         self._routes: dict[str, list[str]] = {}
         self._permissions: dict[str, Permission] = {}
         self._take_over(objects)
-        self.route(entrance(LEAD), TOKEN, ADMIN)
+        with self.changed:
+            self.route(entrance(LEAD), TOKEN, ADMIN)
 
     def connect(self, user: str) -> "MemoryBroker":
         """A connection of a known login."""
