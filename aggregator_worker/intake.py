@@ -38,6 +38,8 @@ class Intake:
         self._folder = folder
         self._max_bytes = max_bytes
         self._partials: dict[str, _Partial] = {}
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
         self.surplus: list[Delivery] = []
         """Deliveries that carry nothing new and are to be acknowledged at once."""
 

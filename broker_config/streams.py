@@ -11,6 +11,7 @@ from shared.broker import Broker, Delivery, Header, Message
 from shared.chunks import Assembly, head, split
 from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
 from shared.messages import Claim, Location, ManifestRecord
+from shared.plan import Plan
 
 FIRST_LOOK_BACK = 32
 IDLE_SECONDS = 0.5
@@ -63,11 +64,11 @@ class BlobWriter:
         self._stream = stream
         self._next_offset = 1 + last_offset(broker, stream)
 
-    def publish(self, content: bytes, *, run_id: str, kind: str, chunk_bytes: int) -> Location:
-        """Returns once every chunk is confirmed."""
+    def publish_model(self, content: bytes, plan: Plan, run_id: str) -> Location:
+        """A model blob, named by its hash; returns once every chunk is confirmed."""
         start, chunks = self._next_offset, 0
-        identity = codec.content_hash(content)
-        for message in split(content, kind=kind, run_id=run_id, identity=identity, chunk_bytes=chunk_bytes):
+        identity, chunk_bytes = codec.content_hash(content), plan.limits.chunk_bytes
+        for message in split(content, kind="model", run_id=run_id, identity=identity, chunk_bytes=chunk_bytes):
             self._broker.publish(self._stream, message)
             self._next_offset += 1
             chunks += 1

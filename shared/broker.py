@@ -55,6 +55,9 @@ class Broker(Protocol):
     def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
         """Starts a standing subscription whose deliveries come out of `receive`. `start` is for streams, and required there."""
 
+    def cancel(self, queue: str) -> None:
+        """Ends the standing subscription of a queue (not of a stream); its unsettled deliveries return to the queue."""
+
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """The next delivery of any standing subscription, or None after the timeout. Also keeps heartbeats going.
 

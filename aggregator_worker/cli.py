@@ -1,0 +1,128 @@
+"""`fedqueue-aggregator`: settings, logs, signals and exit codes; nothing else."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from aggregator_worker.settings import AggregatorSettings
+from aggregator_worker.term import TermSettings
+from aggregator_worker.worker import run
+from broker_config.connection import connect
+from broker_config.streams import LineageReader
+from shared.errors import FederationError, SettingsError
+from shared.logs import configure
+from shared.messages import Metrics, Report
+from shared.parameters import Parameters
+from shared.settings import load
+from shared.tasks.spec import parse_task
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def aggregator(
+    config: Annotated[Path, typer.Option(help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")],
+    check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
+) -> None:
+    """Folds the institutions' updates into new versions of the global model, as they arrive."""
+    settings = read_settings(config)
+    configure(level=settings.log_level)
+    stopping = threading.Event()
+    term = term_settings(settings, stopping)
+    if check:
+        typer.echo(check_broker(settings))
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    run(lambda: connect(settings.broker, name=process_name()), term, stopping)
+    log.info("ended", reason="asked to")
+
+
+def process_name() -> str:
+    """What the management UI shows for this process's connection."""
+    return f"fedqueue-aggregator/{socket.gethostname()}/{os.getpid()}"
+
+
+def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> TermSettings:
+    """Everything a term needs, read and checked before anything connects. Raises SettingsError."""
+    settings.members()
+    return TermSettings(
+        claimant=process_name(),
+        state_folder=settings.state_folder,
+        run_secret=settings.run_secret(),
+        members=settings.members,
+        stopping=stopping.is_set,
+        consumer_timeout_seconds=settings.durability.consumer_timeout_seconds,
+        orphan_seconds=settings.durability.orphan_seconds,
+        evaluate=_evaluation(settings),
+        on_report=lambda report: _keep_report(settings.state_folder / "reports.jsonl", report),
+    )
+
+
+def _evaluation(settings: AggregatorSettings) -> Callable[[Parameters], Metrics]:
+    if settings.held_out_file is None:
+        return lambda model: {}
+    if settings.task_file is None:
+        raise SettingsError("held_out_file needs task_file, which says how to read it")
+    # torch costs 2 CPU-seconds and 200 MB per process, and an aggregator without held-out rows needs none of it
+    from aggregator_worker.evaluation import held_out_evaluation  # noqa: PLC0415
+
+    return held_out_evaluation(read_task(settings.task_file), settings.held_out_file)
+
+
+def read_task(file: Path) -> TaskSpec:
+    """The task of a TOML file. Raises SettingsError."""
+    try:
+        return parse_task(file.read_text(), source=str(file))
+    except OSError as error:
+        raise SettingsError(f"task_file {file}: {error.strerror}") from error
+
+
+def _keep_report(file: Path, report: Report) -> None:
+    """Reports stay with the operator: they are noised, but nobody else has a use for them."""
+    line = {"institution": report.institution, "version": report.version, "epsilon": report.epsilon, **report.metrics}
+    with file.open("a") as opened:
+        opened.write(json.dumps(line) + "\n")
+
+
+def check_broker(settings: AggregatorSettings) -> str:
+    """Logs in, reads the lineage, says what was found. Raises what a start would raise."""
+    broker = connect(settings.broker, name=f"{process_name()}/check")
+    try:
+        reader = LineageReader(broker)
+        reader.catch_up()
+        head, lineage = reader.current()
+    finally:
+        broker.close()
+    members = sum(not entry.removed for entry in (lineage.table or {}).values())
+    return f"ok: run {head.manifest.run_id}, version {head.manifest.version}, {members} institutions, {head.manifest.phase}"
+
+
+def read_settings(config: Path) -> AggregatorSettings:
+    """The settings of a file. Raises SettingsError."""
+    try:
+        text = config.read_text()
+    except OSError as error:
+        raise SettingsError(f"{config}: {error.strerror}; `fedqueue init` writes this file") from error
+    return load(AggregatorSettings, text, path=config.absolute())
+
+
+def main() -> None:
+    """The process's outermost line."""
+    try:
+        app(standalone_mode=False)
+    except FederationError as error:
+        log.error("cannot go on", error=type(error).__name__, reason=str(error))
+        sys.exit(error.exit_code)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)

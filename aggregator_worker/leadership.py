@@ -1,0 +1,110 @@
+"""Who leads: the token elects, the claim fences. Everything that arrives passes here, so that a higher claim is never missed."""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from broker_config.streams import LineageReader, publish_claim
+from broker_config.topology import LEAD, LINEAGE
+from shared.broker import Broker, Delivery
+from shared.errors import BrokerUnavailableError
+from shared.messages import Claim, ManifestRecord
+
+READ_BACK_SECONDS = 60.0
+
+log = structlog.get_logger()
+
+
+class LeadLostError(BrokerUnavailableError):
+    """Another aggregator leads: close without acknowledging, and stand by."""
+
+
+class StoppedError(Exception):
+    """The worker was asked to end."""
+
+
+class Leadership:
+    """One try at leading, over one connection. `stopping` is asked often; `clock` is monotonic."""
+
+    def __init__(
+        self, broker: Broker, *, claimant: str, stopping: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.reader = LineageReader(broker)
+        self.epoch = 0
+        self._broker = broker
+        self._claimant = f"{claimant}-{secrets.token_hex(4)}"
+        self._stopping = stopping
+        self._clock = clock
+        self._token: Delivery | None = None
+        self._token_since = 0.0
+        self._waiting: deque[Delivery] = deque()
+
+    def take(self) -> None:
+        """Waits for the token, then claims the next epoch and folds the lineage up to that claim.
+
+        Raises LeadLostError when another claim of the same or a higher epoch came first, StoppedError when asked to end.
+        """
+        self._broker.consume(LEAD, prefetch=1)
+        log.info("standing by", queue=LEAD)
+        while self._token is None:
+            self._pump(1.0)
+        self.reader.catch_up()
+        head, lineage = self.reader.current()
+        claim = Claim(run_id=head.manifest.run_id, epoch=lineage.epoch + 1, claimant=self._claimant)
+        publish_claim(self._broker, claim)
+        while self.epoch == 0:
+            self._pump(1.0)
+
+    def receive(self, timeout_seconds: float) -> Delivery | None:
+        """The next delivery that is not about leading. Raises LeadLostError once a higher claim was read."""
+        if self._waiting:
+            return self._waiting.popleft()
+        self._pump(timeout_seconds)
+        return self._waiting.popleft() if self._waiting else None
+
+    def read_back(self, record: ManifestRecord) -> None:
+        """Returns once the record is the lineage's head with no higher claim before it; other deliveries wait meanwhile."""
+        deadline = self._clock() + READ_BACK_SECONDS
+        while not self._holds(record):
+            self._pump(1.0)
+            if self._clock() > deadline:
+                raise BrokerUnavailableError("a confirmed manifest did not come back from the lineage within a minute")
+
+    def _holds(self, record: ManifestRecord) -> bool:
+        head = self.reader.lineage.head
+        return head is not None and head.hash == record.hash and head.epoch == record.epoch
+
+    def refresh_token(self, older_than_seconds: float) -> None:
+        """Gives the token back and, as its single active consumer, gets it again: the broker must not think us dead."""
+        if self._token is not None and self._clock() - self._token_since > older_than_seconds:
+            self._broker.requeue(self._token)
+            self._token_since = self._clock()
+
+    def _pump(self, timeout_seconds: float) -> None:
+        if self._stopping():
+            raise StoppedError
+        delivery = self._broker.receive(timeout_seconds)
+        if delivery is None:
+            return
+        if delivery.queue == LEAD:
+            self._token, self._token_since = delivery, self._clock()
+        elif delivery.queue == LINEAGE:
+            self._fold(delivery)
+        else:
+            self._waiting.append(delivery)
+
+    def _fold(self, delivery: Delivery) -> None:
+        verdict = self.reader.take(delivery)
+        self._broker.ack(delivery)
+        headers = delivery.message.headers
+        if delivery.message.kind != "claim":
+            return
+        if headers.get("claimant") == self._claimant:
+            if verdict != "claim":
+                raise LeadLostError("another aggregator claimed this epoch first")
+            self.epoch = self.reader.lineage.epoch
+        elif self.epoch and self.reader.lineage.epoch > self.epoch:
+            raise LeadLostError("another aggregator claimed a higher epoch")

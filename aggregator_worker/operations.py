@@ -1,0 +1,78 @@
+"""The operator's orders, applied to the federation's table; each is settled by id in the next manifest."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aggregator_worker.federation import Federation
+from shared.messages import Entry, Operation, OperationOutcome, Phase
+
+
+class RefusedOperationError(ValueError):
+    """An order that cannot be followed; the text goes into the manifest."""
+
+
+def apply(federation: Federation, operation: Operation, pseudonym_of: Callable[[str], str]) -> OperationOutcome | None:
+    """Applies one order. None when its id was settled before."""
+    pending = federation.pending.operations
+    known = {*federation.lineage.operation_ids, *(done.operation_id for done in pending)}
+    if operation.operation_id in known:
+        return None
+    try:
+        _follow(federation, operation, pseudonym_of)
+        applied, reason = True, ""
+    except RefusedOperationError as error:
+        applied, reason = False, str(error)
+    outcome = OperationOutcome(operation_id=operation.operation_id, kind=operation.kind, applied=applied, reason=reason)
+    pending.append(outcome)
+    return outcome
+
+
+def _follow(federation: Federation, operation: Operation, pseudonym_of: Callable[[str], str]) -> None:
+    match operation.kind:
+        case "pause":
+            _set_phase(federation, "paused", "paused by the operator")
+        case "resume":
+            _set_phase(federation, "running", "")
+        case "stop":
+            _set_phase(federation, "finished", "stopped by the operator")
+        case "admit":
+            _admit(federation, pseudonym_of(_institution(operation.arguments)), operation.arguments)
+        case "remove":
+            _remove(federation, pseudonym_of(_institution(operation.arguments)))
+        case _:
+            raise RefusedOperationError(f"this aggregator cannot {operation.kind} yet")
+
+
+def _institution(arguments: Mapping[str, Any]) -> str:
+    institution = arguments.get("institution")
+    if not isinstance(institution, str):
+        raise RefusedOperationError("the order names no institution")
+    return institution
+
+
+def _set_phase(federation: Federation, phase: Phase, reason: str) -> None:
+    if federation.head.manifest.phase == "finished":
+        raise RefusedOperationError("the run is finished")
+    federation.pending.phase, federation.pending.phase_reason = phase, reason
+
+
+def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any]) -> None:
+    incarnation = arguments.get("incarnation", 1)
+    former = federation.table.get(pseudonym)
+    if not isinstance(incarnation, int) or incarnation < 1:
+        raise RefusedOperationError("the incarnation must be a whole number from 1 on")
+    if former is not None and incarnation <= former.incarnation:
+        raise RefusedOperationError(f"incarnation {incarnation} is not above {former.incarnation}, which was issued before")
+    members = sum(not entry.removed for entry in federation.table.values())
+    if former is None and members >= federation.plan.limits.institutions:
+        raise RefusedOperationError(f"the plan allows {federation.plan.limits.institutions} institutions")
+    fresh = former or Entry(incarnation=incarnation)
+    renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "active": True, "removed": False}
+    federation.change(pseudonym, fresh.model_copy(update=renewed))
+
+
+def _remove(federation: Federation, pseudonym: str) -> None:
+    entry = federation.entry(pseudonym)
+    if entry is None:
+        raise RefusedOperationError("it is not a member")
+    federation.change(pseudonym, entry.model_copy(update={"active": False, "removed": True}))

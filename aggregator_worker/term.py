@@ -1,0 +1,175 @@
+"""One term of leadership: restore, then fold and commit until the connection or the lead is lost."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from aggregator_worker import checkpoint
+from aggregator_worker.commit import Committer
+from aggregator_worker.desk import Desk
+from aggregator_worker.federation import Federation
+from aggregator_worker.intake import Intake
+from aggregator_worker.leadership import Leadership
+from broker_config.streams import BlobWriter, fetch_blob
+from broker_config.topology import MODEL, OPERATIONS, update_queue
+from shared import messages
+from shared.broker import Broker, Delivery
+from shared.messages import ManifestRecord, Metrics, Operation, Report
+from shared.parameters import Parameters
+
+IDLE_SECONDS = 0.2
+GROUP_COMMIT_UPDATES = 64
+PREFETCH_BEYOND_LARGEST = 8
+
+log = structlog.get_logger()
+
+
+def _no_step(_step: str) -> None:
+    return
+
+
+def _no_metrics(_model: Parameters) -> Metrics:
+    return {}
+
+
+def _no_report(_report: Report) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class TermSettings:
+    """What a term needs besides its broker. `members` names the institutions whose queues exist; `clock` is monotonic."""
+
+    claimant: str
+    state_folder: Path
+    run_secret: bytes
+    members: Callable[[], list[str]]
+    stopping: Callable[[], bool]
+    consumer_timeout_seconds: float = 1800.0
+    orphan_seconds: float = 600.0
+    after_step: Callable[[str], None] = _no_step
+    evaluate: Callable[[Parameters], Metrics] = _no_metrics
+    on_report: Callable[[Report], None] = _no_report
+    clock: Callable[[], float] = time.monotonic
+
+
+class Term:
+    """Owned by one thread, over one connection. Ends only by an error: LeadLostError, StoppedError, or the broker's."""
+
+    def __init__(self, broker: Broker, settings: TermSettings) -> None:
+        self._broker = broker
+        self._settings = settings
+        self.led = False
+        """Whether this term got as far as leading."""
+        self._owners: dict[str, str] = {}
+        self._lead = Leadership(broker, claimant=settings.claimant, stopping=settings.stopping, clock=settings.clock)
+
+    def run(self) -> None:
+        """Leads until something ends the term."""
+        self._lead.take()
+        committer = Committer(
+            self._broker,
+            BlobWriter(self._broker, MODEL),
+            self._settings.state_folder,
+            self._lead.epoch,
+            self._lead.read_back,
+            self._settings.after_step,
+            self._settings.evaluate,
+        )
+        federation = self._restore(committer)
+        desk = self._open_desk(federation)
+        self.led = True
+        log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
+        while True:
+            self._step(desk, committer)
+
+    def _restore(self, committer: Committer) -> Federation:
+        """The head, published again under this term's epoch, or the successor that only the checkpoint knows."""
+        head, lineage = self._lead.reader.current()
+        saved = checkpoint.load(self._settings.state_folder)
+        use = checkpoint.decide(lineage, saved)
+        log.info("restoring", use=use, version=head.manifest.version)
+        if saved is None or use == "fetch":
+            blob = fetch_blob(self._broker, head.model_at, head.manifest.model)
+            model: Parameters = messages.decode_model(blob, max_bytes=head.manifest.model.size)
+        else:
+            model = saved.parameters
+        if saved is not None and use == "publish":
+            committer.announce(self._successor(committer, saved, head))
+        else:
+            committer.announce(replace(head, epoch=self._lead.epoch))
+        return Federation(self._lead.reader.lineage, model)
+
+    def _successor(self, committer: Committer, saved: checkpoint.Checkpoint, head: ManifestRecord) -> ManifestRecord:
+        """The checkpoint's content, unchanged; its model is published again unless the head has the same."""
+        at, plan = head.model_at, self._lead.reader.lineage.plan
+        if plan is not None and saved.manifest.model != head.manifest.model:
+            content = messages.encode_model(saved.manifest.run_id, saved.parameters)
+            at = committer.blobs.publish_model(content, plan, saved.manifest.run_id)
+        return ManifestRecord(self._lead.epoch, saved.content, saved.manifest, saved.hash, at, None)
+
+    def _open_desk(self, federation: Federation) -> Desk:
+        settings, limits = self._settings, federation.plan.limits
+        intake = Intake(settings.state_folder, max_bytes=limits.update_bytes)
+        desk = Desk(self._broker, federation, intake, self._pseudonym, on_report=settings.on_report, clock=settings.clock)
+        self._broker.consume(OPERATIONS, prefetch=8)
+        for name in settings.members():
+            if federation.entry(self._pseudonym(name)) is not None:
+                self._follow(desk, name)
+        return desk
+
+    def _pseudonym(self, institution: str) -> str:
+        return messages.pseudonym(self._settings.run_secret, institution)
+
+    def _follow(self, desk: Desk, institution: str) -> None:
+        limits = desk.federation.plan.limits
+        prefetch = -(-limits.update_bytes // limits.chunk_bytes) + PREFETCH_BEYOND_LARGEST
+        self._owners[update_queue(institution)] = institution
+        self._broker.consume(update_queue(institution), prefetch=prefetch)
+
+    def _step(self, desk: Desk, committer: Committer) -> None:
+        """Folds what has arrived, as one group while it lasts, and commits when it is due."""
+        due = desk.due()
+        exact = desk.federation.plan.aggregation.exact_buffer
+        full = due and (exact or desk.federation.pending.aggregated >= GROUP_COMMIT_UPDATES)
+        delivery = None if full else self._lead.receive(0.0 if due else IDLE_SECONDS)
+        if delivery is not None:
+            self._take(desk, delivery)
+        elif due:
+            self._commit(desk, committer)
+        else:
+            desk.tidy(orphan_seconds=self._settings.orphan_seconds)
+            self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
+
+    def _take(self, desk: Desk, delivery: Delivery) -> None:
+        if delivery.queue == OPERATIONS:
+            self._heed(desk, desk.take_operation(delivery))
+        else:
+            desk.take(delivery, self._owners.get(delivery.queue, ""))
+
+    def _heed(self, desk: Desk, operation: Operation | None) -> None:
+        """Listens to an admitted institution's queue, and no more to a removed one's."""
+        if operation is None or operation.kind not in ("admit", "remove"):
+            return
+        institution = str(operation.arguments["institution"])
+        if operation.kind == "admit" and update_queue(institution) not in self._owners:
+            self._follow(desk, institution)
+        elif operation.kind == "remove" and self._owners.pop(update_queue(institution), "") != "":
+            self._broker.cancel(update_queue(institution))
+
+    def _commit(self, desk: Desk, committer: Committer) -> None:
+        record = committer.commit(desk.federation, desk.settled, desk.hints)
+        desk.federation.advance(self._lead.reader.lineage)
+        desk.committed()
+        manifest = record.manifest
+        log.info(
+            "committed",
+            version=manifest.version,
+            settled=len(manifest.settled),
+            phase=manifest.phase,
+            epoch=record.epoch,
+            **{name: value for name, value in manifest.metrics.items() if value is not None},
+        )

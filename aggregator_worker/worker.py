@@ -1,0 +1,35 @@
+"""The aggregator worker: term after term, each over a fresh connection, until it is asked to end."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from aggregator_worker.leadership import StoppedError
+from aggregator_worker.term import Term, TermSettings
+from broker_config.reconnect import persist
+from shared.broker import Broker
+from shared.errors import BrokerUnavailableError
+
+log = structlog.get_logger()
+
+
+def run(connect: Callable[[], Broker], settings: TermSettings, stopping: threading.Event) -> None:
+    """Leads, or stands by to lead, until `stopping` is set. Raises only what a person must look at."""
+
+    def session() -> None:
+        broker = connect()
+        term = Term(broker, settings)
+        try:
+            term.run()
+        except StoppedError:
+            return
+        except BrokerUnavailableError as error:
+            if not term.led:
+                raise
+            log.warning("term ended", error=type(error).__name__, reason=str(error))
+        finally:
+            broker.close()
+
+    settings.state_folder.mkdir(parents=True, exist_ok=True)
+    persist(session, stopping)

@@ -1,0 +1,173 @@
+"""Rows into numbers, by public ranges and categories alone: nothing is computed from the data, so scaling leaks nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shared.errors import DataError
+from shared.tasks.spec import Categorical, Label, Numeric, TaskSpec, canonical
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+FIRST_DATA_ROW = 2  # row 1 of a CSV file is its header
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Encoded rows. `features` is float32 (rows, inputs); `labels` is 0/1 or scaled to [-1, 1] in float32, or a class number in int64."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def encode(spec: TaskSpec, columns: pa.Table, source: str) -> Dataset:
+    """The dataset in a table of the task's columns. Raises DataError naming file, column, row and remedy."""
+    features = np.empty((columns.num_rows, spec.inputs), dtype=np.float32)
+    position = 0
+    for block in _feature_blocks(spec, columns, source):
+        features[:, position : position + block.shape[1]] = block
+        position += block.shape[1]
+    return Dataset(features, _labels(spec, columns, source))
+
+
+def require_trainable(spec: TaskSpec, dataset: Dataset, source: str) -> None:
+    """Raises DataError if every row has the same label: there is nothing to learn from such a file alone."""
+    if len(np.unique(dataset.labels)) == 1:
+        raise DataError(
+            f"{source}: the label column {spec.label.column!r} has the same value in all {len(dataset)} rows; "
+            "add rows with another, or correct the label in the task"
+        )
+
+
+def label_scale(label: Label) -> tuple[float, float]:
+    """Midpoint and half-width of the public range of a regression label."""
+    if label.minimum is None or label.maximum is None:
+        raise ValueError("only a regression label has a range")
+    return (label.minimum + label.maximum) / 2, (label.maximum - label.minimum) / 2
+
+
+def _feature_blocks(spec: TaskSpec, columns: pa.Table, source: str) -> Iterator[NDArray[np.float32]]:
+    for numeric in spec.numeric:
+        for name in numeric.names:
+            yield _scale(numeric, numbers(columns[name], name, source))
+    for categorical in spec.categorical:
+        for name in categorical.names:
+            yield _one_hot(categorical, texts(columns[name]))
+
+
+def texts(column: pa.ChunkedArray) -> list[str]:
+    """Each cell as canonical text; a missing one is empty."""
+    distinct = column.dictionary_encode().combine_chunks()
+    if isinstance(distinct, pa.ChunkedArray):
+        distinct = distinct.chunk(0)
+    names = [_text(value) for value in distinct.dictionary.to_pylist()]
+    return ["" if index is None else names[index] for index in distinct.indices.to_pylist()]
+
+
+def _text(value: object) -> str:
+    text = canonical(value)
+    return "" if text.lower() in MISSING else text
+
+
+def numbers(column: pa.ChunkedArray, name: str, source: str) -> NDArray[np.float64]:
+    """Each cell as a number; a missing one is NaN. Raises DataError at the first cell that is text or infinite."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        values = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+    else:
+        values = np.array([_number(cell, row, name, source) for row, cell in enumerate(column.to_pylist())])
+    infinite = np.flatnonzero(np.isinf(values))
+    if len(infinite):
+        raise DataError(f"{source}: column {name!r}, row {infinite[0] + FIRST_DATA_ROW} is infinite; correct it or leave it empty")
+    return values
+
+
+def _number(cell: object, row: int, name: str, source: str) -> float:
+    text = "" if cell is None else str(cell).strip()
+    if text.lower() in MISSING:
+        return np.nan
+    try:
+        return float(int(cell)) if isinstance(cell, bool) else float(text)
+    except ValueError:
+        where = f"{source}: column {name!r}, row {row + FIRST_DATA_ROW}"
+        raise DataError(f"{where} is {text[:40]!r}, not a number; correct it, leave it empty, or declare it categorical") from None
+
+
+def _scale(numeric: Numeric, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    missing = np.isnan(values)
+    above = np.clip(values, numeric.minimum, numeric.maximum) - numeric.minimum
+    span = numeric.maximum - numeric.minimum
+    share = np.log1p(above) / np.log1p(span) if numeric.log else above / span
+    scaled = np.where(missing, 0.0, 2.0 * share - 1.0)
+    block = np.column_stack([scaled, missing]) if numeric.missing == "indicator" else scaled[:, None]
+    return block.astype(np.float32)
+
+
+def _one_hot(categorical: Categorical, values: list[str]) -> NDArray[np.float32]:
+    slots = {category: slot for slot, category in enumerate(categorical.categories)}
+    other = len(slots)
+    block = np.zeros((len(values), other + 1), dtype=np.float32)
+    block[np.arange(len(values)), [slots.get(value, other) for value in values]] = 1.0
+    return block
+
+
+def _labels(spec: TaskSpec, columns: pa.Table, source: str) -> NDArray[Any]:
+    label, column = spec.label, columns[spec.label.column]
+    if spec.kind == "regression":
+        return _scaled_label(label, numbers(column, label.column, source), source)
+    values = texts(column)
+    _require_present(values, label.column, source)
+    if spec.kind == "multiclass":
+        return np.array(_class_numbers(values, label, source), dtype=np.int64)
+    if label.negative:
+        _require_known(values, (*label.positive, *label.negative), label.column, source)
+    else:
+        _require_two_values(values, label, source)
+    return np.isin(values, label.positive).astype(np.float32)
+
+
+def _scaled_label(label: Label, values: NDArray[np.float64], source: str) -> NDArray[np.float32]:
+    missing = np.flatnonzero(np.isnan(values))
+    if len(missing):
+        _refuse_missing_label(label.column, int(missing[0]), source)
+    midpoint, half = label_scale(label)
+    return (np.clip((values - midpoint) / half, -1.0, 1.0)).astype(np.float32)
+
+
+def _class_numbers(values: list[str], label: Label, source: str) -> list[int]:
+    _require_known(values, label.classes, label.column, source)
+    numbering = {name: number for number, name in enumerate(label.classes)}
+    return [numbering[value] for value in values]
+
+
+def _require_present(values: list[str], column: str, source: str) -> None:
+    if "" in values:
+        _refuse_missing_label(column, values.index(""), source)
+
+
+def _refuse_missing_label(column: str, row: int, source: str) -> None:
+    where = f"{source}: label column {column!r}, row {row + FIRST_DATA_ROW}"
+    raise DataError(f"{where} is empty; a row without a label teaches nothing: fill it in or remove the row")
+
+
+def _require_known(values: list[str], known: tuple[str, ...], column: str, source: str) -> None:
+    strange = set(values) - set(known)
+    if strange:
+        row = next(row for row, value in enumerate(values) if value in strange)
+        where = f"{source}: label column {column!r}, row {row + FIRST_DATA_ROW}"
+        raise DataError(f"{where} is {values[row][:40]!r}, which the task does not know; correct it, or declare it in [label]")
+
+
+def _require_two_values(values: list[str], label: Label, source: str) -> None:
+    """Without declared negatives at most one other value may be one: a third is more likely a mistake than a class."""
+    others = sorted(set(values) - set(label.positive))
+    if len(others) > 1:
+        raise DataError(
+            f"{source}: label column {label.column!r} has the values {', '.join(map(repr, others[:4]))} beside the positive ones; "
+            "correct them, or list label.negative in the task"
+        )
