@@ -146,6 +146,14 @@ class MemoryBroker:
             self.consumers.append(consumer)
             consumer.queue.subscribe(consumer, start)
 
+    def cancel(self, queue: str) -> None:
+        """See `shared.broker.Broker.cancel`."""
+        with self._server.changed:
+            for consumer in [each for each in self.consumers if each.queue.name == queue]:
+                self.consumers.remove(consumer)
+                consumer.queue.leave(consumer)
+            self._server.changed.notify_all()
+
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
         with self._server.changed:

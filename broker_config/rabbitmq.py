@@ -71,6 +71,12 @@ class RabbitmqBroker:
         """See `shared.broker.Broker.consume`."""
         self._subscriptions.append(self._subscribe(queue, prefetch, start, self._arrived))
 
+    def cancel(self, queue: str) -> None:
+        """See `shared.broker.Broker.cancel`."""
+        for subscription in [each for each in self._subscriptions if each.queue == queue]:
+            self._subscriptions.remove(subscription)
+            self._end(subscription)
+
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
         deadline = time.monotonic() + timeout_seconds
