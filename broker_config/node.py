@@ -1,0 +1,253 @@
+"""Private RabbitMQ nodes for the demo, tests and clusters: own data folder, free ports, loopback only.
+
+A system's RabbitMQ is neither used nor touched. A node ends with the process that started it, also when that is killed.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from broker_config.definitions import ADMIN
+from broker_config.node_files import PLUGINS, NodeRecord, configuration, environment
+from broker_config.processes import MARK, end_all
+from shared.errors import BrokerUnavailableError, SettingsError
+
+_SERVER = "usr/lib/rabbitmq/bin/rabbitmq-server"
+_START_SECONDS = 120.0
+_STOP_SECONDS = 30.0
+_RECORD = "node.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where RabbitMQ is installed: in the system, or in the folder of another Debian, entered with chroot (root only)."""
+
+    root: Path = Path("/")
+
+    def demand(self) -> None:
+        """Raises SettingsError where there is no RabbitMQ to start."""
+        if not (self.root / _SERVER).exists():
+            raise SettingsError(
+                f"RabbitMQ is not installed ({self.root / _SERVER} is missing): run `make setup`, "
+                "or install the package rabbitmq-server, or set AMQP_URL and MANAGEMENT_URL to use another broker"
+            )
+
+    def command(self, *words: str) -> list[str]:
+        """A command line that runs in this installation."""
+        return [*words] if self.root == Path("/") else ["chroot", str(self.root), *words]
+
+    def seen(self, folder: Path) -> Path:
+        """`folder` as programs of this installation see it."""
+        try:
+            return Path("/") / folder.relative_to(self.root)
+        except ValueError:
+            raise SettingsError(f"the folder of a node in {self.root} must be below it, {folder} is not") from None
+
+
+SYSTEM = Installation()
+
+
+@dataclass(slots=True)
+class PrivateNode:
+    """One node and its folder; `admin_password` is that of its management user `admin`."""
+
+    folder: Path
+    record: NodeRecord
+    admin_password: str
+    installation: Installation = SYSTEM
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def amqp(self) -> str:
+        """host:port of AMQP."""
+        return f"127.0.0.1:{self.record.amqp_port}"
+
+    @property
+    def management_url(self) -> str:
+        """Address of the management UI and its API."""
+        return f"http://127.0.0.1:{self.record.management_port}"
+
+    def amqp_url(self, vhost: str) -> str:
+        """The url that workers connect to, without credentials."""
+        return f"amqp://{self.amqp}/{quote(vhost, safe='')}"
+
+    def start(self) -> None:
+        """Starts the node and returns once it listens; raises BrokerUnavailableError with the end of its log."""
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Starts the node without waiting for it."""
+        program = f"/{_SERVER}"
+        variables = dict(environment(self.record, self.installation.seen(self.folder), marked=self.folder))
+        with (self.folder / "stdout").open("ab") as output:
+            self._started.append(_spawn(self.installation.command(program), variables, self.folder, output.fileno()))
+
+    def wait_until_ready(self) -> None:
+        """Returns once AMQP and the management API listen."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not (_listens(self.record.amqp_port) and _listens(self.record.management_port)):
+            if self._started[-1].poll() is not None or time.monotonic() > deadline:
+                raise BrokerUnavailableError(f"RabbitMQ did not start in {self.folder}: {self._last_words()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stops the node in its own time; its data stays for a later `start`."""
+        end_all(self.folder, grace_seconds=_STOP_SECONDS)
+        self.forget()
+
+    def kill(self) -> None:
+        """SIGKILL: no farewell to its clients, nothing flushed."""
+        end_all(self.folder, grace_seconds=0)
+        self.forget()
+
+    def restart(self) -> None:
+        """Stops the node if it runs, and starts it on the same ports and data."""
+        self.stop()
+        self.start()
+
+    def forget(self) -> None:
+        """Reaps the processes of a node that has ended."""
+        for process in self._started:
+            process.wait()
+        self._started.clear()
+
+    def _last_words(self) -> str:
+        text = (self.folder / "stdout").read_text(encoding="utf-8", errors="replace")
+        return " ".join(text.split())[-600:] or "it said nothing"
+
+
+@dataclass(slots=True)
+class PrivateCluster:
+    """Nodes that share a folder, a cookie and the name daemon, and the processes that belong to all of them."""
+
+    folder: Path
+    nodes: list[PrivateNode]
+    _companions: list[subprocess.Popen[bytes]]
+
+    def stop(self, *, remove: bool = False) -> None:
+        """Stops all nodes and companions; a folder that is to be removed needs no farewell."""
+        end_all(self.folder, grace_seconds=0 if remove else _STOP_SECONDS)
+        for node in self.nodes:
+            node.forget()
+        for companion in self._companions:
+            companion.terminate()
+            companion.wait()
+        if remove:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start_node(folder: Path, *, installation: Installation = SYSTEM, remove_with_parent: bool = False) -> PrivateCluster:
+    """A cluster of one: see `start_cluster`."""
+    return start_cluster(folder, nodes=1, installation=installation, remove_with_parent=remove_with_parent)
+
+
+def start_cluster(
+    folder: Path, *, nodes: int = 3, installation: Installation = SYSTEM, remove_with_parent: bool = False
+) -> PrivateCluster:
+    """Starts `nodes` nodes below an empty or new `folder`, and a watcher that ends them with this process.
+
+    Raises SettingsError where RabbitMQ is not installed, BrokerUnavailableError where it does not start.
+    """
+    installation.demand()
+    folder = folder.resolve()
+    members = _prepare(folder, nodes, installation)
+    companions = [_start_epmd(folder, members[0]), _start_watcher(folder, remove_with_parent)]
+    cluster = PrivateCluster(folder, members, companions)
+    try:
+        for member in members:
+            member.launch()
+        for member in members:
+            member.wait_until_ready()
+    except BaseException:
+        cluster.stop()
+        raise
+    return cluster
+
+
+def remove_leftovers(folder: Path, *, remove: bool = True) -> None:
+    """Ends whatever runs for `folder`, also after its parent was killed, and removes it if asked."""
+    folder = folder.resolve()
+    end_all(folder, grace_seconds=0 if remove else _STOP_SECONDS)
+    if remove:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(folder: Path, nodes: int, installation: Installation) -> list[PrivateNode]:
+    ports = _free_ports(4 * nodes + 1)
+    epmd_port = ports.pop()
+    records = [
+        NodeRecord(f"n{i + 1}@localhost", ports.pop(), ports.pop(), ports.pop(), ports.pop(), epmd_port) for i in range(nodes)
+    ]
+    password, cookie = secrets.token_urlsafe(24), secrets.token_hex(20)
+    names = [record.name for record in records] if nodes > 1 else []
+    members = []
+    for record in records:
+        home = folder / record.name.partition("@")[0]
+        member = PrivateNode(home, record, password, installation)
+        _write_files(member, cookie, names)
+        members.append(member)
+    return members
+
+
+def _write_files(node: PrivateNode, cookie: str, cluster: Sequence[str]) -> None:
+    home = node.folder / "home"
+    home.mkdir(parents=True, mode=0o700)
+    node.folder.parent.chmod(0o700)
+    _write(home / ".erlang.cookie", cookie, 0o400)
+    _write(node.folder / "enabled_plugins", PLUGINS, 0o600)
+    _write(node.folder / _RECORD, json.dumps(node.record.document()), 0o600)
+    text = configuration(node.record, admin=ADMIN, password=node.admin_password, cluster=cluster)
+    _write(node.folder / "rabbitmq.conf", text, 0o600)
+
+
+def _write(file: Path, text: str, mode: int) -> None:
+    file.touch(mode=0o600)
+    file.write_text(text, encoding="utf-8")
+    file.chmod(mode)
+
+
+def _start_epmd(folder: Path, node: PrivateNode) -> subprocess.Popen[bytes]:
+    port = node.record.epmd_port
+    command = node.installation.command("/usr/bin/epmd", "-address", "127.0.0.1", "-port", str(port))
+    process = _spawn(command, {"PATH": "/usr/bin:/bin", MARK: str(folder)}, folder, subprocess.DEVNULL)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not _listens(port) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def _start_watcher(folder: Path, remove: bool) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "broker_config.watch", str(folder), str(os.getpid()), *(["--remove"] if remove else [])]
+    return _spawn(command, dict(os.environ), folder, subprocess.DEVNULL)
+
+
+def _spawn(command: list[str], variables: dict[str, str], folder: Path, output: int) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C at the terminal must not reach the broker before its clients have said goodbye.
+    return subprocess.Popen(  # noqa: S603  every word of the command is ours
+        command, env=variables, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
