@@ -1,0 +1,28 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long clean
+
+# Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
+ARGS ?=
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 18
+
+setup: ## install what is missing and make .venv ready
+	@setup/all
+
+demo: setup ## six banks learn together over a private RabbitMQ; options in ARGS="..."
+	@.venv/bin/fedqueue demo $(ARGS)
+
+test: setup ## linters, types, import contracts and all tests but the long ones
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/pytest -m 'not long'
+
+test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
+	.venv/bin/pytest -m 'long and not compose'
+	setup/test-rabbitmq4
+
+clean: ## end every process and remove every file that these commands made, .venv and runs too
+	@setup/clean
