@@ -75,17 +75,13 @@ def _evaluation(settings: AggregatorSettings) -> Callable[[Parameters], Metrics]
     if settings.task_file is None:
         raise SettingsError("held_out_file needs task_file, which says how to read it")
     # torch costs 2 CPU-seconds and 200 MB per process, and an aggregator without held-out rows needs none of it
-    from aggregator_worker.evaluation import held_out_evaluation  # noqa: PLC0415
+    from aggregator_worker.evaluation import held_out_evaluation
 
-    return held_out_evaluation(read_task(settings.task_file), settings.held_out_file)
-
-
-def read_task(file: Path) -> TaskSpec:
-    """The task of a TOML file. Raises SettingsError."""
     try:
-        return parse_task(file.read_text(), source=str(file))
+        spec = parse_task(settings.task_file.read_text(), source=str(settings.task_file))
     except OSError as error:
-        raise SettingsError(f"task_file {file}: {error.strerror}") from error
+        raise SettingsError(f"task_file {settings.task_file}: {error.strerror}") from error
+    return held_out_evaluation(spec, settings.held_out_file)
 
 
 def _keep_report(file: Path, report: Report) -> None:
@@ -122,7 +118,7 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except FederationError as error:
-        log.error("cannot go on", error=type(error).__name__, reason=str(error))
+        log.error("cannot go on", error=type(error).__name__, reason=str(error))  # noqa: TRY400 - a person needs no traceback
         sys.exit(error.exit_code)
     except typer.Exit as leaving:
         sys.exit(leaving.exit_code)

@@ -65,6 +65,7 @@ class Term:
         self.led = False
         """Whether this term got as far as leading."""
         self._owners: dict[str, str] = {}
+        self._orders: list[Operation] = []
         self._lead = Leadership(broker, claimant=settings.claimant, stopping=settings.stopping, clock=settings.clock)
 
     def run(self) -> None:
@@ -145,14 +146,15 @@ class Term:
             self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
 
     def _take(self, desk: Desk, delivery: Delivery) -> None:
-        if delivery.queue == OPERATIONS:
-            self._heed(desk, desk.take_operation(delivery))
-        else:
-            desk.take(delivery, self._owners.get(delivery.queue, ""))
+        if delivery.queue in self._owners:
+            desk.take(delivery, self._owners[delivery.queue])
+        elif delivery.queue == OPERATIONS:
+            operation = desk.take_operation(delivery)
+            self._orders += [operation] if operation is not None else []
 
-    def _heed(self, desk: Desk, operation: Operation | None) -> None:
-        """Listens to an admitted institution's queue, and no more to a removed one's."""
-        if operation is None or operation.kind not in ("admit", "remove"):
+    def _heed(self, desk: Desk, operation: Operation) -> None:
+        """Listens to an admitted institution's queue, and no more to a removed one's, once the manifest says so."""
+        if operation.kind not in ("admit", "remove"):
             return
         institution = str(operation.arguments["institution"])
         if operation.kind == "admit" and update_queue(institution) not in self._owners:
@@ -164,6 +166,8 @@ class Term:
         record = committer.commit(desk.federation, desk.settled, desk.hints)
         desk.federation.advance(self._lead.reader.lineage)
         desk.committed()
+        while self._orders:
+            self._heed(desk, self._orders.pop())
         manifest = record.manifest
         log.info(
             "committed",

@@ -1,0 +1,173 @@
+"""What an institution does with its own data: reserve, train on a thread of its own, seal. It outlives any connection."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from client_worker.ledger import Charge, Ledger, Reservation, Sealed
+from client_worker.policy import Policy, check_plan
+from shared import messages
+from shared.errors import PrivacyBudgetExhaustedError, SettingsError
+from shared.messages import ManifestRecord, Metrics, PrivacyStatement, Update
+from shared.parameters import Parameters
+from shared.plan import Plan
+
+ShouldStop = Callable[[], bool]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who this institution is in the federation, as its onboarding says, and what it allows.
+
+    `at_least_seconds` stretches every local training, for demonstrations of slow institutions.
+    """
+
+    run_id: str
+    institution: str
+    incarnation: int
+    pseudonym: str
+    policy: Policy
+    at_least_seconds: float = 0.0
+    leave_when_finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalData:
+    """The institution's data and what can be done with it, as functions from values to values.
+
+    `train` takes the base, the plan and the noise multiplier (None without noise) and returns a delta. `noise_multiplier`
+    is what the plan's budget needs here. `epsilon` is what charges add up to at a target delta. `report` gives noised
+    metrics of a model on validation rows at a cost of one epsilon; None where there are no such rows.
+    """
+
+    task_hash: str
+    fingerprint: str
+    num_examples: int
+    train: Callable[[Parameters, Plan, float | None, ShouldStop], Parameters]
+    noise_multiplier: Callable[[Plan], float]
+    epsilon: Callable[[Sequence[Charge], float], float]
+    report: Callable[[Parameters, float], Metrics] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """A local training under way or done, with what its update will say."""
+
+    reservation: Reservation
+    base: ManifestRecord
+    statement: PrivacyStatement
+    delta: Future[Parameters]
+
+
+class LocalWork:
+    """The ledger and the training thread of one institution. All methods are called from the thread that owns the ledger."""
+
+    def __init__(self, member: Member, data: LocalData, ledger: Ledger, stopping: threading.Event) -> None:
+        self.member = member
+        self.data = data
+        self.ledger = ledger
+        self.training: Training | None = None
+        self._stopping = stopping
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
+
+    def accept(self, plan: Plan) -> None:
+        """Raises SettingsError when the plan is for another task, or asks for more than the policy allows."""
+        if plan.task_hash != self.data.task_hash:
+            raise SettingsError(
+                f"the federation trains the task {plan.task!r} ({plan.task_hash[:12]}), the task file here is another one "
+                f"({self.data.task_hash[:12]}); ask the operator for the same file"
+            )
+        check_plan(self.member.policy, plan.privacy)
+
+    def afford(self, plan: Plan) -> PrivacyStatement:
+        """What one more local training would state. Raises PrivacyBudgetExhaustedError when it would cost too much."""
+        if self.ledger.reservations >= plan.local.updates:
+            raise PrivacyBudgetExhaustedError(f"all {plan.local.updates} planned local trainings are used")
+        if plan.privacy.mechanism == "none":
+            return PrivacyStatement(mechanism="none", steps=plan.local.steps)
+        sigma = self.data.noise_multiplier(plan)
+        charge = Charge(sigma, plan.local.sample_rate, plan.local.steps)
+        spent = self.data.epsilon([*self.ledger.charges, charge], plan.privacy.target_delta)
+        allowed = min(plan.privacy.epsilon or 0.0, self.member.policy.max_epsilon)
+        if spent > allowed:
+            raise PrivacyBudgetExhaustedError(f"one more local training would spend epsilon {spent:.3f} of {allowed:g}")
+        return PrivacyStatement(
+            mechanism="dp-sgd",
+            clipping_norm=plan.privacy.clipping_norm,
+            noise_multiplier=sigma,
+            sample_rate=plan.local.sample_rate,
+            steps=plan.local.steps,
+            epsilon_spent=spent,
+            target_delta=plan.privacy.target_delta,
+        )
+
+    def begin(self, base: ManifestRecord, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
+        """Charges one local training, then starts it."""
+        fields = {
+            "base_version": base.manifest.version,
+            "base_hash": base.manifest.model.hash,
+            "plan_hash": base.manifest.plan_hash,
+            "dataset": self.data.fingerprint,
+            **statement.model_dump(exclude={"epsilon_spent"}),
+        }
+        reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
+        future = self._pool.submit(self._train, model, plan, statement.noise_multiplier)
+        self.training = Training(reservation, base, statement, future)
+        log.info(
+            "training",
+            base_version=base.manifest.version,
+            examples=self.data.num_examples,
+            epsilon_spent=statement.epsilon_spent,
+            noise_multiplier=statement.noise_multiplier,
+        )
+
+    def _train(self, model: Parameters, plan: Plan, sigma: float | None) -> Parameters:
+        started = time.monotonic()
+        delta = self.data.train(model, plan, sigma, self._stopping.is_set)
+        self._stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
+        return delta
+
+    def seal(self) -> Sealed | None:
+        """The finished training's update, on disk with its ledger row; None while there is nothing to seal."""
+        training = self.training
+        if training is None or not training.delta.done():
+            return None
+        self.training = None
+        delta = training.delta.result()
+        sealed = self.ledger.seal(training.reservation, lambda sequence: self._encode(training, delta, sequence))
+        log.info("sealed", sequence=sealed.sequence, hash=sealed.hash[:12])
+        return sealed
+
+    def _encode(self, training: Training, delta: Parameters, sequence: int) -> bytes:
+        manifest = training.base.manifest
+        update = Update(
+            run_id=self.member.run_id,
+            institution=self.member.institution,
+            incarnation=self.member.incarnation,
+            sequence=sequence,
+            base_version=manifest.version,
+            base_hash=manifest.model.hash,
+            plan_hash=manifest.plan_hash,
+            num_examples=self.data.num_examples,
+            privacy=training.statement,
+        )
+        return messages.encode("update", update, delta)
+
+    def metrics(self, model: Parameters, version: int) -> tuple[Metrics, float] | None:
+        """Noised validation metrics to be sent, charged first; None where the policy or the number of reports forbids it."""
+        reports = self.member.policy.reports
+        if not reports.allowed or self.data.report is None or self.ledger.reports >= reports.at_most:
+            return None
+        self.ledger.reported(version, reports.epsilon_each)
+        return self.data.report(model, reports.epsilon_each), reports.epsilon_each
+
+    def close(self) -> None:
+        """Ends the training thread; what it was doing stays charged."""
+        self._pool.shutdown()
+        self.ledger.close()
