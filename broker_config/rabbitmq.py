@@ -228,8 +228,8 @@ def _keep(subscription: _Subscription, _channel: Any, method: Any, properties: p
             message=Message(body, _text(properties.type), _text(properties.message_id), headers),
             user_id=properties.user_id if isinstance(properties.user_id, str) else None,
             redelivered=bool(method.redelivered),
-            delivery_count=count if isinstance(count, int) else 0,
-            offset=offset if isinstance(offset, int) else None,
+            delivery_count=int(count) if isinstance(count, int) else 0,
+            offset=int(offset) if isinstance(offset, int) else None,
         )
     )
 

@@ -1,0 +1,118 @@
+"""The management API of RabbitMQ, as far as an operator of a federation needs it."""
+
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from broker_config.definitions import Document, Permission, permission_document
+from shared.broker import Message
+from shared.errors import BrokerUnavailableError, TopologyError
+
+_TIMEOUT_SECONDS = 30.0
+
+
+class Management:
+    """One administrator's (or monitoring user's) view of one virtual host; use it in a `with` statement.
+
+    Every method raises BrokerUnavailableError where the API does not answer, TopologyError where it refuses.
+    """
+
+    def __init__(self, url: str, *, user: str, password: str, vhost: str) -> None:
+        self.vhost = vhost
+        self.user = user
+        self._url = url
+        self._client = httpx.Client(base_url=url, auth=(user, password), timeout=_TIMEOUT_SECONDS, trust_env=False)
+
+    def __enter__(self) -> "Management":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._client.close()
+
+    def version(self) -> str:
+        """RabbitMQ's version."""
+        return str(self._call("GET", "overview")["rabbitmq_version"])
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes, with `disk_free` and `disk_free_limit` in bytes."""
+        return list(self._call("GET", "nodes"))
+
+    def definitions(self) -> dict[str, Any]:
+        """All that the broker holds, of all virtual hosts."""
+        return dict(self._call("GET", "definitions"))
+
+    def import_definitions(self, document: Document) -> None:
+        """Creates what is missing; queues that exist stay as they are."""
+        self._call("POST", "definitions", body=document)
+
+    def permit(self, right: Permission) -> None:
+        """Sets one user's rights in the virtual host."""
+        self._call("PUT", "permissions", self.vhost, right.user, body=permission_document(right))
+
+    def users(self) -> dict[str, dict[str, Any]]:
+        """Users by name, with their password hashes."""
+        return {str(user["name"]): user for user in self._call("GET", "users")}
+
+    def permitted_vhosts(self, user: str) -> list[str]:
+        """The virtual hosts in which a user has rights."""
+        return [str(each["vhost"]) for each in self._call("GET", "users", user, "permissions")]
+
+    def queues(self) -> list[dict[str, Any]]:
+        """The queues of the virtual host with their statistics, which may be some seconds old."""
+        return list(self._call("GET", "queues", self.vhost))
+
+    def queue(self, name: str) -> dict[str, Any]:
+        """One queue with its statistics, which may be some seconds old."""
+        return dict(self._call("GET", "queues", self.vhost, name))
+
+    def connections(self, user: str) -> list[dict[str, Any]]:
+        """The open connections of one user."""
+        return [each for each in self._call("GET", "connections") if each.get("user") == user]
+
+    def publish(self, exchange: str, message: Message) -> None:
+        """Publishes a message with a body of text; raises TopologyError where no queue is bound."""
+        properties = {"type": message.kind, "message_id": message.message_id, "delivery_mode": 2}
+        payload = {"payload": message.body.decode(), "payload_encoding": "string"}
+        body = {"properties": properties, "routing_key": "", **payload}
+        if not self._call("POST", "exchanges", self.vhost, exchange, "publish", body=body)["routed"]:
+            raise TopologyError(f"publish to {exchange}: no queue is bound to that exchange")
+
+    def delete_queue(self, name: str) -> None:
+        """Deletes a queue and what it holds; one that is not there is fine."""
+        self._call("DELETE", "queues", self.vhost, name, missing_is_fine=True)
+
+    def delete_exchange(self, name: str) -> None:
+        """Deletes an exchange; one that is not there is fine."""
+        self._call("DELETE", "exchanges", self.vhost, name, missing_is_fine=True)
+
+    def delete_user(self, name: str) -> None:
+        """Deletes a login; one that is not there is fine."""
+        self._call("DELETE", "users", name, missing_is_fine=True)
+
+    def delete_vhost(self) -> None:
+        """Deletes the virtual host and all that is in it."""
+        self._call("DELETE", "vhosts", self.vhost, missing_is_fine=True)
+
+    def close_connections(self, user: str) -> None:
+        """Closes every connection of a user."""
+        for connection in self.connections(user):
+            self._call("DELETE", "connections", connection["name"], missing_is_fine=True)
+
+    def _call(self, method: str, *path: str, body: object = None, missing_is_fine: bool = False) -> Any:
+        place = "/api/" + "/".join(quote(part, safe="") for part in path)
+        try:
+            answer = self._client.request(method, place, json=body)
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise BrokerUnavailableError(f"the management API at {self._url} does not answer: {reason}") from error
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise TopologyError(f"the management API at {self._url} refused the user {self.user}, its password or its tags")
+        if answer.status_code == httpx.codes.NOT_FOUND and missing_is_fine:
+            return None
+        if answer.is_server_error:
+            raise BrokerUnavailableError(f"{method} {self._url}{place}: {answer.status_code} {answer.text[:300]}")
+        if not answer.is_success:
+            raise TopologyError(f"{method} {self._url}{place}: {answer.status_code} {answer.text[:300]}")
+        return answer.json() if answer.content else None

@@ -1,0 +1,187 @@
+"""Brings a broker to the topology of a federation, and tells where it is not there yet."""
+
+import base64
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from broker_config.definitions import ADMIN, Document, Permission, definitions, password_hash, users
+from broker_config.drift import EXTRA, Drift, drifts
+from broker_config.logins import Logins
+from broker_config.management import Management
+from broker_config.topology import (
+    LEAD,
+    TOKEN,
+    Limits,
+    Topology,
+    control_queue,
+    entrance,
+    journal_queue,
+    topology,
+    update_queue,
+)
+from shared.errors import TopologyError
+
+# A queue's statistics reach the management API up to two of its 5 s intervals late.
+_STATISTICS_SECONDS = 12.0
+_SALT_BYTES = 4
+
+
+@contextmanager
+def administration(logins: Logins) -> Iterator[Management]:
+    """The management API as the administrator of `logins`."""
+    password = logins.users[logins.administrator]
+    with Management(logins.management, user=logins.administrator, password=password, vhost=logins.vhost) as management:
+        yield management
+
+
+def provision(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> None:
+    """Creates what is missing: virtual host, users, rights, policies, exchanges, queues, the leader's token. Idempotent.
+
+    Raises TopologyError where the limits do not fit on the disk, where a login exists with another password, or where a
+    queue exists with other arguments.
+    """
+    objects = topology(institutions, limits)
+    with administration(logins) as management:
+        demand_room(objects, management)
+        present = management.definitions()
+        hashes = _hashes(logins, objects, present)
+        had_lead = _holds(present, logins.vhost, LEAD)
+        management.import_definitions(definitions(objects, logins.vhost, hashes))
+        management.permit(Permission(logins.administrator, write=".*", read=".*", configure=".*"))
+        _demand_equal_queues(_drifts(logins, objects, management))
+        if not had_lead or _is_without_token(management):
+            management.publish(entrance(LEAD), TOKEN)
+
+
+def check(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> list[Drift]:
+    """What is missing, differs, or is there beyond the topology."""
+    objects = topology(institutions, limits)
+    with administration(logins) as management:
+        found = _drifts(logins, objects, management)
+        if not found and _is_without_token(management):
+            return [Drift("queues", LEAD, "holds no token, so nobody can lead")]
+        return found
+
+
+def export(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> Document:
+    """`definitions.json`: what `provision` creates, all logins included, for a broker that loads it at its first boot."""
+    objects = topology(institutions, limits)
+    names = [ADMIN, *(user.name for user in users(objects.institutions))]
+    hashes = {name: _fresh_hash(logins.users[name]) for name in names if name in logins.users}
+    return definitions(objects, logins.vhost, hashes)
+
+
+def remove_institution(logins: Logins, institution: str) -> None:
+    """Revokes a login, closes its connections and deletes its queues with what they hold."""
+    with administration(logins) as management:
+        management.delete_user(institution)
+        management.close_connections(institution)
+        for queue in (update_queue(institution), control_queue(institution), journal_queue(institution)):
+            management.delete_queue(queue)
+        for queue in (update_queue(institution), control_queue(institution)):
+            management.delete_exchange(entrance(queue))
+
+
+def remove_vhost(logins: Logins) -> None:
+    """Deletes the virtual host of `logins`, and those of its logins that have no rights in another one."""
+    with administration(logins) as management:
+        known = management.users()
+        own = [name for name, word in logins.users.items() if name in known and _matches(known[name], word)]
+        single = [name for name in own if management.permitted_vhosts(name) in ([], [logins.vhost])]
+        management.delete_vhost()
+        for name in single:
+            if name != logins.administrator:
+                management.delete_user(name)
+
+
+def needed_bytes(limits: Limits, institutions: int) -> int:
+    """What the topology may take on a node's disk; a stream keeps up to a segment more than its limit."""
+    streams = [limits.model_stream_bytes, limits.state_stream_bytes, limits.lineage_stream_bytes or 0]
+    each = limits.update_queue_bytes
+    if limits.journal_stream_bytes is not None:
+        each += limits.journal_stream_bytes + limits.segment_bytes
+    return sum(streams) + len(streams) * limits.segment_bytes + limits.dead_letter_bytes + institutions * each
+
+
+def demand_room(objects: Topology, management: Management) -> None:
+    """Raises TopologyError where the limits do not fit: a full disk blocks every publisher, the leader too."""
+    need = needed_bytes(objects.limits, len(objects.institutions))
+    for node in _measured_nodes(management):
+        free = int(node["disk_free"]) - int(node["disk_free_limit"])
+        if need > free:
+            raise TopologyError(
+                f"the limits allow {need:,} bytes of messages, and node {node['name']} has {free:,} bytes of disk free "
+                "above its own limit: lower the limits, or give the broker a larger disk"
+            )
+
+
+def _measured_nodes(management: Management) -> list[dict[str, Any]]:
+    """The running nodes; one that has just booted has not looked at its disk yet."""
+    deadline = time.monotonic() + _STATISTICS_SECONDS
+    while True:
+        running = [node for node in management.nodes() if node["running"]]
+        measured = [node for node in running if "disk_free" in node]
+        if len(measured) == len(running) or time.monotonic() > deadline:
+            return measured
+        time.sleep(0.1)
+
+
+def _drifts(logins: Logins, objects: Topology, management: Management) -> list[Drift]:
+    present = management.definitions()
+    expected = definitions(objects, logins.vhost, {user.name: "" for user in users(objects.institutions)})
+    wrong = [Drift("users", name, "has another password than ours") for name in _strangers(logins, objects, present)]
+    return wrong + drifts(expected, present, vhost=logins.vhost, administrator=logins.administrator)
+
+
+def _hashes(logins: Logins, objects: Topology, present: Mapping[str, Any]) -> dict[str, str]:
+    """Password hashes; of a login that is there already with our password, the hash that it has."""
+    if strangers := _strangers(logins, objects, present):
+        raise TopologyError(
+            f"the broker has the login {strangers[0]} with another password: put its password into broker.json, "
+            "or delete the user if nobody needs it"
+        )
+    known = {str(user["name"]): str(user["password_hash"]) for user in present["users"]}
+    names = [user.name for user in users(objects.institutions)]
+    return {name: known.get(name) or _fresh_hash(_password(logins, name)) for name in names}
+
+
+def _strangers(logins: Logins, objects: Topology, present: Mapping[str, Any]) -> list[str]:
+    names = {user.name for user in users(objects.institutions)}
+    known = [user for user in present["users"] if user["name"] in names]
+    return sorted(str(user["name"]) for user in known if not _matches(user, _password(logins, str(user["name"]))))
+
+
+def _password(logins: Logins, name: str) -> str:
+    return logins.settings(name).secret()
+
+
+def _fresh_hash(password: str) -> str:
+    return password_hash(password, secrets.token_bytes(_SALT_BYTES))
+
+
+def _matches(user: Mapping[str, Any], password: str) -> bool:
+    stored = str(user["password_hash"])
+    return stored == password_hash(password, base64.b64decode(stored)[:_SALT_BYTES])
+
+
+def _holds(present: Mapping[str, Any], vhost: str, queue: str) -> bool:
+    return any(each["vhost"] == vhost and each["name"] == queue for each in present["queues"])
+
+
+def _demand_equal_queues(found: Iterable[Drift]) -> None:
+    for drift in found:
+        if drift.kind == "queues" and drift.problem != EXTRA:
+            raise TopologyError(f"{drift}; a queue cannot be changed: delete it, with what it holds, and apply again")
+
+
+def _is_without_token(management: Management) -> bool:
+    """Whether LEAD holds no message, waiting or delivered; a second token would make two leaders, so look for long."""
+    deadline = time.monotonic() + _STATISTICS_SECONDS
+    while time.monotonic() < deadline:
+        if int(management.queue(LEAD).get("messages", 0)) > 0:
+            return False
+        time.sleep(0.5)
+    return True
