@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from broker_config.definitions import ADMIN
-from broker_config.node_files import PLUGINS, NodeRecord, configuration, environment
+from broker_config.node_files import ADVANCED, PLUGINS, NodeRecord, configuration, environment
 from broker_config.processes import MARK, end_all
 from shared.errors import BrokerUnavailableError, SettingsError
 
@@ -76,6 +76,11 @@ class PrivateNode:
     def management_url(self) -> str:
         """Address of the management UI and its API."""
         return f"http://127.0.0.1:{self.record.management_port}"
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on the disk of its folder; a node tells its own only seconds after it booted."""
+        return shutil.disk_usage(self.folder).free
 
     def amqp_url(self, vhost: str) -> str:
         """The url that workers connect to, without credentials."""
@@ -206,6 +211,7 @@ def _write_files(node: PrivateNode, cookie: str, cluster: Sequence[str]) -> None
     node.folder.parent.chmod(0o700)
     _write(home / ".erlang.cookie", cookie, 0o400)
     _write(node.folder / "enabled_plugins", PLUGINS, 0o600)
+    _write(node.folder / "advanced.config", ADVANCED, 0o600)
     _write(node.folder / _RECORD, json.dumps(node.record.document()), 0o600)
     text = configuration(node.record, admin=ADMIN, password=node.admin_password, cluster=cluster)
     _write(node.folder / "rabbitmq.conf", text, 0o600)

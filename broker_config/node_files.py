@@ -8,11 +8,13 @@ from broker_config.processes import MARK
 
 PLUGINS = "[rabbitmq_management,rabbitmq_prometheus].\n"
 
+# Queues tell their lengths to the management UI every second rather than every five.
+ADVANCED = "[{rabbit, [{quorum_tick_interval, 1000}, {stream_tick_interval, 1000}]}].\n"
+
 # The busy waiting of Erlang's schedulers is worth it on a broker of its own, not beside seven Python processes.
 _ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
 _SHARED_LINES = """\
-loopback_users.guest = true
 max_message_size = 16777216
 heartbeat = 30
 consumer_timeout = 21600000
@@ -20,7 +22,6 @@ vm_memory_high_watermark.relative = 0.4
 disk_free_limit.absolute = 200MB
 raft.wal_max_size_bytes = 64000000
 collect_statistics_interval = 1000
-management_agent.disable_metrics_collector = false
 log.console = false
 log.file.level = info
 """

@@ -37,15 +37,19 @@ def administration(logins: Logins) -> Iterator[Management]:
         yield management
 
 
-def provision(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> None:
+def provision(
+    logins: Logins, institutions: Iterable[str], limits: Limits | None = None, *, free_bytes: int | None = None
+) -> None:
     """Creates what is missing: virtual host, users, rights, policies, exchanges, queues, the leader's token. Idempotent.
 
+    `free_bytes` is the room on the broker's disk where the caller knows it; otherwise the broker is asked.
     Raises TopologyError where the limits do not fit on the disk, where a login exists with another password, or where a
     queue exists with other arguments.
     """
     objects = topology(institutions, limits)
     with administration(logins) as management:
-        demand_room(objects, management)
+        room = {"its disk": free_bytes} if free_bytes is not None else _room(management)
+        demand_room(objects, room)
         present = management.definitions()
         hashes = _hashes(logins, objects, present)
         had_lead = _holds(present, logins.vhost, LEAD)
@@ -106,26 +110,25 @@ def needed_bytes(limits: Limits, institutions: int) -> int:
     return sum(streams) + len(streams) * limits.segment_bytes + limits.dead_letter_bytes + institutions * each
 
 
-def demand_room(objects: Topology, management: Management) -> None:
+def demand_room(objects: Topology, free_bytes: Mapping[str, int]) -> None:
     """Raises TopologyError where the limits do not fit: a full disk blocks every publisher, the leader too."""
     need = needed_bytes(objects.limits, len(objects.institutions))
-    for node in _measured_nodes(management):
-        free = int(node["disk_free"]) - int(node["disk_free_limit"])
+    for place, free in free_bytes.items():
         if need > free:
             raise TopologyError(
-                f"the limits allow {need:,} bytes of messages, and node {node['name']} has {free:,} bytes of disk free "
-                "above its own limit: lower the limits, or give the broker a larger disk"
+                f"the limits allow {need:,} bytes of messages, and {place} has {free:,} bytes free: "
+                "lower the limits, or give the broker a larger disk"
             )
 
 
-def _measured_nodes(management: Management) -> list[dict[str, Any]]:
-    """The running nodes; one that has just booted has not looked at its disk yet."""
+def _room(management: Management) -> dict[str, int]:
+    """Free bytes above each running node's own limit; a node that has just booted has not looked at its disk yet."""
     deadline = time.monotonic() + _STATISTICS_SECONDS
     while True:
         running = [node for node in management.nodes() if node["running"]]
         measured = [node for node in running if "disk_free" in node]
         if len(measured) == len(running) or time.monotonic() > deadline:
-            return measured
+            return {f"node {node['name']}": int(node["disk_free"]) - int(node["disk_free_limit"]) for node in measured}
         time.sleep(0.1)
 
 

@@ -120,7 +120,8 @@ class RabbitmqBroker:
         """See `shared.broker.Broker.close`."""
         self._lost = self._lost or BrokerUnavailableError(f"the connection to {self._where} was closed here")
         with suppress(*PIKA, *FOREIGN):
-            self._connection.close()
+            if self._connection.is_open:
+                self._connection.close()
 
     def _publish_channel(self) -> Any:
         if self._publishing is None or not self._publishing.is_open:
