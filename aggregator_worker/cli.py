@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,10 @@ from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect
 from broker_config.streams import LineageReader
-from shared.errors import FederationError, SettingsError
+from shared.errors import SettingsError
 from shared.logs import configure
 from shared.messages import Metrics, Report
+from shared.outermost import run_program
 from shared.parameters import Parameters
 from shared.settings import load
 from shared.tasks.spec import parse_task
@@ -114,11 +114,5 @@ def read_settings(config: Path) -> AggregatorSettings:
 
 
 def main() -> None:
-    """The process's outermost line."""
-    try:
-        app(standalone_mode=False)
-    except FederationError as error:
-        log.error("cannot go on", error=type(error).__name__, reason=str(error))  # noqa: TRY400 - a person needs no traceback
-        sys.exit(error.exit_code)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+    """`fedqueue-aggregator`."""
+    run_program(app)

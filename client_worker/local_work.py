@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import structlog
 
 from client_worker.ledger import Charge, Ledger, Reservation, Sealed
-from client_worker.policy import Policy, check_plan
+from client_worker.policy import Policy
 from shared import messages
-from shared.errors import PrivacyBudgetExhaustedError, SettingsError
+from shared.errors import PrivacyBudgetExhaustedError
 from shared.messages import ManifestRecord, Metrics, PrivacyStatement, Update
 from shared.parameters import Parameters
 from shared.plan import Plan
@@ -75,15 +75,6 @@ class LocalWork:
         self.training: Training | None = None
         self._stopping = stopping
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
-
-    def accept(self, plan: Plan) -> None:
-        """Raises SettingsError when the plan is for another task, or asks for more than the policy allows."""
-        if plan.task_hash != self.data.task_hash:
-            raise SettingsError(
-                f"the federation trains the task {plan.task!r} ({plan.task_hash[:12]}), the task file here is another one "
-                f"({self.data.task_hash[:12]}); ask the operator for the same file"
-            )
-        check_plan(self.member.policy, plan.privacy)
 
     def afford(self, plan: Plan) -> PrivacyStatement:
         """What one more local training would state. Raises PrivacyBudgetExhaustedError when it would cost too much."""

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import SettingsError
-from shared.plan import PrivacyPlan
+from shared.plan import Plan, PrivacyPlan
 
 
 class ReportPolicy(BaseModel):
@@ -29,7 +29,17 @@ class Policy(BaseModel):
     reports: ReportPolicy = ReportPolicy()
 
 
-def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
+def accept_plan(plan: Plan, policy: Policy, *, task_hash: str) -> None:
+    """Raises SettingsError when the plan is for another task, or asks for more than the policy allows."""
+    if plan.task_hash != task_hash:
+        raise SettingsError(
+            f"the federation trains the task {plan.task!r} ({plan.task_hash[:12]}), the task file here is another one "
+            f"({task_hash[:12]}); ask the operator for the same file"
+        )
+    check_privacy(policy, plan.privacy)
+
+
+def check_privacy(policy: Policy, plan: PrivacyPlan) -> None:
     """Raises SettingsError naming the first limit of the policy that the plan asks to pass."""
     if plan.mechanism == "none":
         if policy.allow_no_privacy == "no":

@@ -8,7 +8,8 @@ import structlog
 from broker_config.streams import LineageReader, fetch_blob
 from broker_config.topology import LINEAGE, control_queue, update_queue
 from client_worker.ledger import Sealed
-from client_worker.local_work import LocalWork
+from client_worker.local_work import LocalWork, Member
+from client_worker.policy import accept_plan
 from shared import messages
 from shared.broker import Broker, Delivery, Header
 from shared.chunks import split
@@ -22,7 +23,7 @@ from shared.errors import (
 from shared.lineage import Lineage
 from shared.messages import Control, Entry, Hello, ManifestRecord, Report
 from shared.parameters import Parameters
-from shared.plan import Frozen, Limits
+from shared.plan import Frozen, Limits, Plan
 
 TICK_SECONDS = 0.05
 RESEND_SECONDS = 60.0
@@ -30,6 +31,19 @@ REFUSED_PAUSE_SECONDS = 1.0
 SAME_MODEL_PAUSE_SECONDS = 2.0
 
 log = structlog.get_logger()
+
+
+def require_membership(lineage: Lineage, member: Member) -> Entry:
+    """The institution's entry of the table. Raises TopologyError when it is no member of this run, or not with this kit."""
+    run_id = lineage.head.manifest.run_id if lineage.head else ""
+    if run_id != member.run_id:
+        raise TopologyError(f"the broker holds run {run_id}, {member.institution} was admitted to run {member.run_id}")
+    entry = (lineage.table or {}).get(member.pseudonym)
+    if entry is None or entry.removed:
+        raise TopologyError(f"{member.institution} is not a member of this federation; ask the operator to add it")
+    if entry.incarnation > member.incarnation:
+        raise TopologyError(f"incarnation {entry.incarnation} was issued after this one; use the newer kit, or stop this service")
+    return entry
 
 
 class Session:
@@ -52,13 +66,11 @@ class Session:
     def open(self) -> None:
         """Reads the lineage and says hello. Raises SettingsError or TopologyError when this institution cannot take part."""
         self._reader.catch_up()
-        head, lineage = self._reader.current()
+        _, lineage = self._reader.current()
         member = self._work.member
-        if head.manifest.run_id != member.run_id:
-            raise TopologyError(f"the broker holds run {head.manifest.run_id}, this institution was admitted to {member.run_id}")
-        self._entry(lineage)
+        require_membership(lineage, member)
         if lineage.plan is not None:
-            self._work.accept(lineage.plan)
+            self._accept(lineage.plan)
         self._broker.consume(control_queue(member.institution), prefetch=16)
         self._say_hello()
 
@@ -85,15 +97,11 @@ class Session:
         elif self._work.training is None:
             self._train()
 
-    def _entry(self, lineage: Lineage) -> Entry:
-        entry = (lineage.table or {}).get(self._work.member.pseudonym)
-        if entry is None or entry.removed:
-            raise TopologyError(f"{self._work.member.institution} is not a member of this federation; ask the operator to add it")
-        if entry.incarnation > self._work.member.incarnation:
-            raise TopologyError(
-                f"incarnation {entry.incarnation} was issued after this one; use the newer kit, or stop this service"
-            )
-        return entry
+    def _entry(self) -> Entry:
+        return require_membership(self._reader.lineage, self._work.member)
+
+    def _accept(self, plan: Plan) -> None:
+        accept_plan(plan, self._work.member.policy, task_hash=self._work.data.task_hash)
 
     def _take(self, delivery: Delivery) -> None:
         self._broker.ack(delivery)
@@ -132,7 +140,7 @@ class Session:
 
     def _compare(self) -> None:
         """Once the hello is answered: does the aggregator know what this ledger knows?"""
-        entry = self._entry(self._reader.lineage)
+        entry = self._entry()
         if entry.nonce != self._nonce:
             return
         sequence, digest = self._work.ledger.head
@@ -148,7 +156,7 @@ class Session:
 
     def _settle(self) -> list[Sealed]:
         """Closes what a manifest has settled; returns what is still to be sent or waited for."""
-        entry, ledger = self._entry(self._reader.lineage), self._work.ledger
+        entry, ledger = self._entry(), self._work.ledger
         waiting = ledger.unsettled()
         for sealed in waiting:
             if sealed.sequence == entry.watermark and entry.last_hash not in ("", sealed.hash):
@@ -211,7 +219,7 @@ class Session:
         same_model = manifest.model.hash == self._last_base
         if manifest.plan_hash == self._spent_plan or (same_model and time.monotonic() < self._train_after):
             return
-        self._work.accept(plan)
+        self._accept(plan)
         try:
             statement = self._work.afford(plan)
         except PrivacyBudgetExhaustedError as error:

@@ -1,0 +1,73 @@
+"""The institution's own rows bound to what can be done with them: training, accounting, reports."""
+
+from collections.abc import Callable, Sequence
+
+from client_worker.data import fingerprint, load_dataset
+from client_worker.ledger import Charge
+from client_worker.local_work import LocalData
+from client_worker.privacy import Steps, calibrate_noise_multiplier, epsilon_after
+from client_worker.randomness import SecureRandom
+from client_worker.reports import release_report
+from client_worker.settings import ClientSettings
+from client_worker.training import LocalTrainer, LocalTraining
+from shared.errors import SettingsError
+from shared.messages import Metrics
+from shared.parameters import Parameters
+from shared.plan import Plan
+from shared.tasks.spec import TaskSpec, parse_task
+
+
+def read_task(settings: ClientSettings) -> TaskSpec:
+    """The task file's content. Raises SettingsError."""
+    try:
+        return parse_task(settings.task_file.read_text(), source=str(settings.task_file))
+    except OSError as error:
+        raise SettingsError(f"task_file {settings.task_file}: {error.strerror}; the operator gives you this file") from error
+
+
+def open_data(settings: ClientSettings) -> LocalData:
+    """Reads and checks the task and the data files. Raises SettingsError or DataError with a sentence that says what to do."""
+    spec = read_task(settings)
+    dataset = load_dataset(spec, settings.training_file)
+    private = settings.policy.allow_no_privacy == "no"
+    trainer = LocalTrainer(spec, device=settings.device, private=private)
+
+    def train(base: Parameters, plan: Plan, noise_multiplier: float | None, should_stop: Callable[[], bool]) -> Parameters:
+        local = LocalTraining(
+            steps=plan.local.steps,
+            sample_rate=plan.local.sample_rate,
+            learning_rate=plan.local.learning_rate,
+            clipping_norm=plan.privacy.clipping_norm,
+            noise_multiplier=noise_multiplier,
+        )
+        return trainer.local_update(base, dataset, local, should_stop=should_stop)
+
+    return LocalData(
+        task_hash=spec.hash,
+        fingerprint=fingerprint(settings.training_file),
+        num_examples=settings.num_examples,
+        train=train,
+        noise_multiplier=_noise_multiplier,
+        epsilon=_epsilon,
+        report=_report(settings, spec),
+    )
+
+
+def _noise_multiplier(plan: Plan) -> float:
+    if plan.privacy.epsilon is None:
+        raise SettingsError("the plan asks for DP-SGD and names no epsilon; ask the operator to correct it")
+    steps = plan.local.steps * plan.local.updates
+    return calibrate_noise_multiplier(plan.privacy.epsilon, plan.privacy.target_delta, plan.local.sample_rate, steps)
+
+
+def _epsilon(charges: Sequence[Charge], target_delta: float) -> float:
+    history = [Steps(charge.noise_multiplier, charge.sample_rate, charge.steps) for charge in charges]
+    return epsilon_after(history, target_delta)
+
+
+def _report(settings: ClientSettings, spec: TaskSpec) -> Callable[[Parameters, float], Metrics] | None:
+    if settings.validation_file is None or not settings.policy.reports.allowed:
+        return None
+    dataset = load_dataset(spec, settings.validation_file, for_training=False)
+    random = SecureRandom()
+    return lambda model, epsilon: release_report(spec, model, dataset, epsilon=epsilon, random=random)

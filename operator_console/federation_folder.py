@@ -1,0 +1,157 @@
+"""The operator's folder of one federation: logins, secrets, settings files of every worker, and what a run leaves behind."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict
+
+from broker_config import logins as login_file
+from broker_config.definitions import AGGREGATOR
+from broker_config.logins import Logins
+from shared.errors import SettingsError
+from shared.messages import pseudonym
+from shared.plan import Plan
+
+SECRET_BYTES = 32
+NO_NOISE = "yes, updates may leave without noise"
+_TEMPLATES = Environment(  # noqa: S701 - the templates are TOML: their values are quoted as JSON strings, not as HTML
+    loader=PackageLoader("operator_console", "settings_templates"), undefined=StrictUndefined, trim_blocks=True
+)
+
+
+class InstitutionFacts(BaseModel):
+    """What the operator knows of an institution."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    title: str
+    incarnation: int = 1
+
+
+class Facts(BaseModel):
+    """`federation.json`: what this federation is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    task: str
+    title: str
+    institutions: list[InstitutionFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What goes into one institution's settings file beyond its identity; files are relative to that file."""
+
+    num_examples: int | None = None
+    training_file: str = "training.csv"
+    validation_file: str | None = None
+    at_least_seconds: float = 0.0
+    reports_at_most: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FederationFolder:
+    """Paths in the folder, and what is read from and written to them."""
+
+    path: Path
+
+    @property
+    def task_file(self) -> Path:
+        """The task, the same file for everybody."""
+        return self.path / "task.toml"
+
+    @property
+    def aggregator_file(self) -> Path:
+        """Settings of the aggregator worker."""
+        return self.path / "aggregator.toml"
+
+    def institution(self, institution: str) -> Path:
+        """The folder that goes to one institution."""
+        return self.path / "institutions" / institution
+
+    def client_file(self, institution: str) -> Path:
+        """Settings of one client worker."""
+        return self.institution(institution) / "client.toml"
+
+    def log_file(self, worker: str) -> Path:
+        """Where a worker that the demo starts writes its log."""
+        return self.path / "logs" / f"{worker}.log"
+
+    def logins(self) -> Logins:
+        """The broker's addresses and logins. Raises SettingsError."""
+        return login_file.load(self.path)
+
+    def run_secret(self) -> bytes:
+        """The secret that pseudonyms are made with. Raises SettingsError."""
+        return self._read("run.secret").strip().encode()
+
+    def facts(self) -> Facts:
+        """What this federation is. Raises SettingsError."""
+        return Facts.model_validate_json(self._read("federation.json"))
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except OSError as error:
+            raise SettingsError(f"{self.path / name}: {error.strerror}; `fedqueue init --dir {self.path}` writes it") from error
+
+    def names(self) -> dict[str, str]:
+        """Institution by pseudonym."""
+        secret = self.run_secret()
+        return {pseudonym(secret, each.id): each.id for each in self.facts().institutions}
+
+    def prepare(self, task_text: str, facts: Facts, broker: Logins) -> None:
+        """Writes everything that is common to the federation. Raises SettingsError where another one is there already."""
+        if (self.path / "federation.json").exists():
+            raise SettingsError(f"{self.path} already holds a federation; choose another folder, or delete this one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.task_file.write_text(task_text)
+        write_private(self.path / "run.secret", secrets.token_hex(SECRET_BYTES))
+        login_file.save(broker, self.path)
+        self.keep(facts)
+
+    def keep(self, facts: Facts) -> None:
+        """Writes the facts and the list of members that the aggregator reads."""
+        self.path.joinpath("members.txt").write_text("".join(f"{each.id}\n" for each in facts.institutions))
+        self.path.joinpath("federation.json").write_text(facts.model_dump_json(indent=2) + "\n")
+
+    def write_aggregator(self, broker: Logins, *, held_out: str | None = None) -> None:
+        """Settings and password file of the aggregator."""
+        write_private(self.path / "aggregator" / "password", broker.users[AGGREGATOR])
+        text = _TEMPLATES.get_template("aggregator.toml.j2").render(url=broker.amqp, user=AGGREGATOR, held_out=held_out)
+        self.aggregator_file.write_text(text)
+
+    def write_client(self, facts: InstitutionFacts, plan: Plan, options: ClientOptions) -> Path:
+        """Everything that one institution needs except its data: settings, password and the task file."""
+        folder, broker = self.institution(facts.id), self.logins()
+        write_private(folder / "password", broker.users[facts.id])
+        (folder / "task.toml").write_text(self.task_file.read_text())
+        text = _TEMPLATES.get_template("client.toml.j2").render(
+            facts=facts,
+            run_id=self.facts().run_id,
+            pseudonym=pseudonym(self.run_secret(), facts.id),
+            url=broker.amqp,
+            plan=plan,
+            options=options,
+            no_noise=NO_NOISE,
+        )
+        self.client_file(facts.id).write_text(text)
+        return self.client_file(facts.id)
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+
+
+def named(institutions: Sequence[str]) -> list[InstitutionFacts]:
+    """Facts of institutions that have no title but their id."""
+    return [InstitutionFacts(id=each, title=each) for each in institutions]

@@ -1,0 +1,65 @@
+"""`fedqueue init`: broker objects, version 0, and a settings file for every worker."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aggregator_worker.genesis import found
+from broker_config.connection import connect
+from broker_config.definitions import OPERATOR
+from broker_config.logins import Logins
+from broker_config.provision import provision
+from broker_config.topology import Limits, checked_institution
+from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
+from operator_console.plan_options import PlanOptions, plan_for
+from shared import parameters
+from shared.messages import Entry, pseudonym
+from shared.plan import Plan
+from shared.tasks.models import initial_parameters
+from shared.tasks.spec import parse_task
+
+
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """What a new federation is made of. `free_bytes` is the room on the broker's disk where that is known."""
+
+    task_text: str
+    task_source: str
+    institutions: Sequence[InstitutionFacts]
+    options: PlanOptions
+    seed: int = 0
+    held_out: str | None = None
+    clients: Mapping[str, ClientOptions] = field(default_factory=dict)
+    free_bytes: int | None = None
+
+
+def found_federation(folder: FederationFolder, broker: Logins, founding: Founding) -> Plan:
+    """Provisions the broker, publishes version 0 and writes the folder. Raises SettingsError before anything is changed
+    where the task or an id is wrong."""
+    spec = parse_task(founding.task_text, source=founding.task_source)
+    ids = [checked_institution(each.id) for each in founding.institutions]
+    model = initial_parameters(spec, founding.seed)
+    plan = plan_for(spec, founding.options, parameters=parameters.count(model))
+    logins = broker.with_institutions(ids)
+    facts = Facts(
+        run_id=secrets.token_hex(8), task=spec.name, title=spec.title or spec.name, institutions=list(founding.institutions)
+    )
+    folder.prepare(founding.task_text, facts, logins)
+    provision(logins, ids, broker_limits(plan), free_bytes=founding.free_bytes)
+    table = {pseudonym(folder.run_secret(), each.id): Entry(incarnation=each.incarnation) for each in founding.institutions}
+    with_operator = connect(logins.settings(OPERATOR), name="fedqueue-init")
+    try:
+        found(with_operator, run_id=facts.run_id, plan=plan, parameters=model, table=table)
+    finally:
+        with_operator.close()
+    folder.write_aggregator(logins, held_out=founding.held_out)
+    for each in founding.institutions:
+        folder.write_client(each, plan, founding.clients.get(each.id, ClientOptions()))
+    return plan
+
+
+def broker_limits(plan: Plan) -> Limits:
+    """Room on the broker for a plan: a few updates per institution, and at least ten models."""
+    model_bytes = max(64 * 2**20, 10 * plan.limits.update_bytes)
+    return Limits(update_bytes=plan.limits.update_bytes, model_stream_bytes=model_bytes, state_stream_bytes=model_bytes)
