@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker_config.connection import ConnectionSettings
 from broker_config.definitions import ADMIN, AGGREGATOR, OPERATOR, VIEWER
+from broker_config.topology import Limits
 from shared.errors import SettingsError
 
 FILE = "broker.json"
@@ -19,7 +20,10 @@ _PASSWORD_BYTES = 24
 
 
 class Logins(BaseModel):
-    """Addresses, virtual host, and user name -> password; `administrator` is the management user that may change things."""
+    """Addresses, virtual host, user name -> password, and the limits that the topology is made with.
+
+    `administrator` is the management user that may change things.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +32,7 @@ class Logins(BaseModel):
     vhost: str
     administrator: str = ADMIN
     users: dict[str, str] = Field(repr=False)
+    limits: Limits = Limits()
 
     def settings(self, user: str) -> ConnectionSettings:
         """What a worker needs to connect as `user`."""
@@ -88,7 +93,7 @@ def save(logins: Logins, folder: Path) -> Path:
     file, aside = folder / FILE, folder / f".{FILE}.{os.getpid()}"
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as out:
-        json.dump(logins.model_dump(), out, indent=2)
+        json.dump(logins.model_dump(mode="json"), out, indent=2)
         out.write("\n")
         out.flush()
         os.fsync(out.fileno())

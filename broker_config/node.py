@@ -160,8 +160,9 @@ def start_node(folder: Path, *, installation: Installation = SYSTEM, remove_with
 def start_cluster(
     folder: Path, *, nodes: int = 3, installation: Installation = SYSTEM, remove_with_parent: bool = False
 ) -> PrivateCluster:
-    """Starts `nodes` nodes below an empty or new `folder`, and a watcher that ends them with this process.
+    """Starts `nodes` nodes below `folder`, and a watcher that ends them with this process.
 
+    A folder that held them before keeps its ports, password and data.
     Raises SettingsError where RabbitMQ is not installed, BrokerUnavailableError where it does not start.
     """
     installation.demand()
@@ -189,6 +190,18 @@ def remove_leftovers(folder: Path, *, remove: bool = True) -> None:
 
 
 def _prepare(folder: Path, nodes: int, installation: Installation) -> list[PrivateNode]:
+    homes = [folder / f"n{i + 1}" for i in range(nodes)]
+    if all((home / _RECORD).exists() for home in homes):
+        return [_reopened(home, installation) for home in homes]
+    return _prepare_new(folder, nodes, installation)
+
+
+def _reopened(home: Path, installation: Installation) -> PrivateNode:
+    document = json.loads((home / _RECORD).read_text(encoding="utf-8"))
+    return PrivateNode(home, NodeRecord(**document["record"]), document["admin_password"], installation)
+
+
+def _prepare_new(folder: Path, nodes: int, installation: Installation) -> list[PrivateNode]:
     ports = _free_ports(4 * nodes + 1)
     epmd_port = ports.pop()
     records = [
@@ -212,7 +225,7 @@ def _write_files(node: PrivateNode, cookie: str, cluster: Sequence[str]) -> None
     _write(home / ".erlang.cookie", cookie, 0o400)
     _write(node.folder / "enabled_plugins", PLUGINS, 0o600)
     _write(node.folder / "advanced.config", ADVANCED, 0o600)
-    _write(node.folder / _RECORD, json.dumps(node.record.document()), 0o600)
+    _write(node.folder / _RECORD, json.dumps({"record": node.record.document(), "admin_password": node.admin_password}), 0o600)
     text = configuration(node.record, admin=ADMIN, password=node.admin_password, cluster=cluster)
     _write(node.folder / "rabbitmq.conf", text, 0o600)
 

@@ -42,11 +42,12 @@ def provision(
 ) -> None:
     """Creates what is missing: virtual host, users, rights, policies, exchanges, queues, the leader's token. Idempotent.
 
-    `free_bytes` is the room on the broker's disk where the caller knows it; otherwise the broker is asked.
+    Without `limits` those of the logins hold. `free_bytes` is the room on the broker's disk where the caller knows it;
+    otherwise the broker is asked.
     Raises TopologyError where the limits do not fit on the disk, where a login exists with another password, or where a
     queue exists with other arguments.
     """
-    objects = topology(institutions, limits)
+    objects = topology(institutions, limits or logins.limits)
     with administration(logins) as management:
         room = {"its disk": free_bytes} if free_bytes is not None else _room(management)
         demand_room(objects, room)
@@ -62,7 +63,7 @@ def provision(
 
 def check(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> list[Drift]:
     """What is missing, differs, or is there beyond the topology."""
-    objects = topology(institutions, limits)
+    objects = topology(institutions, limits or logins.limits)
     with administration(logins) as management:
         found = _drifts(logins, objects, management)
         if not found and _is_without_token(management):
@@ -72,7 +73,7 @@ def check(logins: Logins, institutions: Iterable[str], limits: Limits | None = N
 
 def export(logins: Logins, institutions: Iterable[str], limits: Limits | None = None) -> Document:
     """`definitions.json`: what `provision` creates, all logins included, for a broker that loads it at its first boot."""
-    objects = topology(institutions, limits)
+    objects = topology(institutions, limits or logins.limits)
     names = [ADMIN, *(user.name for user in users(objects.institutions))]
     hashes = {name: _fresh_hash(logins.users[name]) for name in names if name in logins.users}
     return definitions(objects, logins.vhost, hashes)

@@ -15,7 +15,7 @@ import pytest
 from broker_config.connection import address, connect
 from broker_config.logins import Logins, create
 from broker_config.memory import MemoryRabbit
-from broker_config.node import SYSTEM, Installation, PrivateCluster, PrivateNode, start_node
+from broker_config.node import SYSTEM, Installation, PrivateNode, start_node
 from broker_config.provision import administration, provision, remove_institution
 from broker_config.topology import Limits, topology
 from shared.broker import Broker

@@ -1,0 +1,126 @@
+"""`fedqueue broker apply | check | export | up`: the operator's view of the broker's objects."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from broker_config import logins as login_file
+from broker_config.logins import Logins
+from broker_config.node import PrivateNode, start_node
+from broker_config.provision import check as find_drifts
+from broker_config.provision import export as export_definitions
+from broker_config.provision import provision
+from shared.errors import SettingsError
+
+broker_app = typer.Typer(help="The broker's queues, rights and limits.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option("--dir", help="Folder of broker.json.")]
+DEFAULT_FOLDER = Path("federation")
+
+
+@broker_app.command()
+def apply(folder: Folder = DEFAULT_FOLDER) -> None:
+    """Create what is missing on the broker: users, rights, limits, exchanges, queues. Can be repeated."""
+    logins = _logins(folder)
+    provision(logins, logins.institutions)
+    Console().print(f"{logins.management}, virtual host {logins.vhost}: ready for {len(logins.institutions)} institutions")
+
+
+@broker_app.command()
+def check(folder: Folder = DEFAULT_FOLDER) -> None:
+    """Print what is missing, differs, or does not belong; exit 1 if there is anything."""
+    logins = _logins(folder)
+    found = find_drifts(logins, logins.institutions)
+    if not found:
+        Console().print(f"{logins.management}, virtual host {logins.vhost}: as it should be")
+        return
+    table = Table("kind", "name", "problem", title=f"virtual host {logins.vhost}")
+    for drift in found:
+        table.add_row(drift.kind, drift.name, drift.problem)
+    Console().print(table)
+    raise typer.Exit(1)
+
+
+@broker_app.command()
+def export(
+    folder: Folder = DEFAULT_FOLDER,
+    out: Annotated[Path | None, typer.Option(help="File to write, mode 600; without it, standard output.")] = None,
+) -> None:
+    """Write definitions.json, which a broker can load at its first boot; it holds password hashes."""
+    logins = _logins(folder)
+    text = json.dumps(export_definitions(logins, logins.institutions), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    out.touch(mode=0o600)
+    out.write_text(text, encoding="utf-8")
+
+
+@broker_app.command()
+def up(
+    folder: Folder = DEFAULT_FOLDER,
+    institution: Annotated[list[str] | None, typer.Option(help="Create this institution's login and queues; repeatable.")] = None,
+) -> None:
+    """Run a private RabbitMQ on this machine until Ctrl-C; its data stays below --dir."""
+    cluster = start_node(folder / "broker")
+    try:
+        node = cluster.nodes[0]
+        logins = _logins_on(node, folder, institution or [])
+        provision(logins, logins.institutions, free_bytes=node.free_bytes)
+        _show(logins, login_file.save(logins, folder))
+        with _ending_on_sigterm():
+            signal.pause()
+    except KeyboardInterrupt:
+        Console().print("stopping the broker")
+    finally:
+        cluster.stop()
+
+
+def _logins(folder: Path) -> Logins:
+    if (folder / login_file.FILE).exists():
+        return login_file.load(folder)
+    logins = login_file.logins_from_environment(os.environ)
+    if logins is None:
+        raise SettingsError(f"{folder / login_file.FILE} does not exist, and AMQP_URL and MANAGEMENT_URL are not set")
+    login_file.save(logins, folder)
+    return logins
+
+
+def _logins_on(node: PrivateNode, folder: Path, institutions: list[str]) -> Logins:
+    fresh = login_file.create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
+    if (folder / login_file.FILE).exists():
+        known = login_file.load(folder)
+        fresh = fresh.model_copy(
+            update={"users": known.users | {fresh.administrator: node.admin_password}, "limits": known.limits}
+        )
+    return fresh.with_institutions(institutions)
+
+
+def _show(logins: Logins, file: Path) -> None:
+    table = Table("what", "where", title="private RabbitMQ; Ctrl-C stops it")
+    table.add_row("AMQP", logins.amqp)
+    table.add_row("management UI", logins.management)
+    table.add_row("to look only", f"viewer / {logins.users['viewer']}")
+    table.add_row("all logins", str(file))
+    table.add_row("institutions", ", ".join(logins.institutions) or "none yet")
+    Console().print(table)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
