@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError
 from shared.tasks.spec import Categorical, Label, Numeric, TaskSpec, canonical
+from shared.tasks.tables import select
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 FIRST_DATA_ROW = 2  # row 1 of a CSV file is its header
@@ -17,7 +18,7 @@ FIRST_DATA_ROW = 2  # row 1 of a CSV file is its header
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Encoded rows. `features` is float32 (rows, inputs); `labels` is 0/1 or scaled to [-1, 1] in float32, or a class number in int64."""
+    """Encoded rows: float32 features (rows, inputs); labels 0 or 1, or scaled to [-1, 1], in float32, or a class in int64."""
 
     features: NDArray[np.float32]
     labels: NDArray[Any]
@@ -26,8 +27,9 @@ class Dataset:
         return len(self.labels)
 
 
-def encode(spec: TaskSpec, columns: pa.Table, source: str) -> Dataset:
-    """The dataset in a table of the task's columns. Raises DataError naming file, column, row and remedy."""
+def encode(spec: TaskSpec, table: pa.Table, source: str) -> Dataset:
+    """The dataset in a table that has the task's columns. Raises DataError naming file, column, row and remedy."""
+    columns = select(table, spec.columns, source=source)
     features = np.empty((columns.num_rows, spec.inputs), dtype=np.float32)
     position = 0
     for block in _feature_blocks(spec, columns, source):
@@ -63,27 +65,27 @@ def _feature_blocks(spec: TaskSpec, columns: pa.Table, source: str) -> Iterator[
 
 def texts(column: pa.ChunkedArray) -> list[str]:
     """Each cell as canonical text; a missing one is empty."""
-    distinct = column.dictionary_encode().combine_chunks()
-    if isinstance(distinct, pa.ChunkedArray):
-        distinct = distinct.chunk(0)
-    names = [_text(value) for value in distinct.dictionary.to_pylist()]
-    return ["" if index is None else names[index] for index in distinct.indices.to_pylist()]
+    cells = column.to_pylist()
+    known = {cell: _text(cell) for cell in set(cells)}
+    return [known[cell] for cell in cells]
 
 
-def _text(value: object) -> str:
-    text = canonical(value)
+def _text(cell: object) -> str:
+    text = "" if cell is None else canonical(cell)
     return "" if text.lower() in MISSING else text
 
 
 def numbers(column: pa.ChunkedArray, name: str, source: str) -> NDArray[np.float64]:
     """Each cell as a number; a missing one is NaN. Raises DataError at the first cell that is text or infinite."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+        values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     else:
         values = np.array([_number(cell, row, name, source) for row, cell in enumerate(column.to_pylist())])
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
-        raise DataError(f"{source}: column {name!r}, row {infinite[0] + FIRST_DATA_ROW} is infinite; correct it or leave it empty")
+        raise DataError(
+            f"{source}: column {name!r}, row {infinite[0] + FIRST_DATA_ROW} is infinite; correct it or leave it empty"
+        )
     return values
 
 
@@ -95,7 +97,7 @@ def _number(cell: object, row: int, name: str, source: str) -> float:
         return float(int(cell)) if isinstance(cell, bool) else float(text)
     except ValueError:
         where = f"{source}: column {name!r}, row {row + FIRST_DATA_ROW}"
-        raise DataError(f"{where} is {text[:40]!r}, not a number; correct it, leave it empty, or declare it categorical") from None
+        raise DataError(f"{where} is {text[:40]!r}, not a number; correct it, leave it empty, or make it categorical") from None
 
 
 def _scale(numeric: Numeric, values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -168,6 +170,6 @@ def _require_two_values(values: list[str], label: Label, source: str) -> None:
     others = sorted(set(values) - set(label.positive))
     if len(others) > 1:
         raise DataError(
-            f"{source}: label column {label.column!r} has the values {', '.join(map(repr, others[:4]))} beside the positive ones; "
+            f"{source}: label column {label.column!r} has {', '.join(map(repr, others[:4]))} beside the positive values; "
             "correct them, or list label.negative in the task"
         )

@@ -193,9 +193,14 @@ class TaskSpec(Frozen):
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def groups(self) -> tuple[Numeric | Categorical, ...]:
+        """The feature declarations, in the order of the model's inputs."""
+        return (*self.numeric, *self.categorical)
+
+    @property
     def inputs(self) -> int:
         """Width of an encoded row."""
-        return sum(len(group.names) * group.width for group in (*self.numeric, *self.categorical))
+        return sum(len(group.names) * group.width for group in self.groups)
 
     @property
     def outputs(self) -> int:
@@ -210,7 +215,7 @@ class TaskSpec(Frozen):
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that a data file must have, the label last."""
-        return (*(name for group in (*self.numeric, *self.categorical) for name in group.names), self.label.column)
+        return (*(name for group in self.groups for name in group.names), self.label.column)
 
 
 def parse_task(text: str, *, source: str) -> TaskSpec:

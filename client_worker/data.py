@@ -1,0 +1,38 @@
+"""The institution's own rows, from its own disk."""
+
+import hashlib
+from pathlib import Path
+
+from shared.errors import DataError
+from shared.tasks.features import Dataset, encode, require_trainable
+from shared.tasks.spec import TaskSpec
+from shared.tasks.tables import read_columns
+
+
+def load_dataset(spec: TaskSpec, path: Path, *, for_training: bool = True) -> Dataset:
+    """The encoded rows of a CSV or Parquet file; a training file must hold more than one label value.
+
+    Raises DataError, a sentence that names file, column, row and remedy.
+    """
+    try:
+        with path.open("rb") as file:
+            table = read_columns(file, source=str(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    dataset = encode(spec, table, str(path))
+    if for_training:
+        require_trainable(spec, dataset, str(path))
+    return dataset
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the file in hexadecimal. Raises DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {error.strerror or error}; check the path and this user's right to read it")
