@@ -1,0 +1,191 @@
+"""What the live view and the status command show of a run, as values; no clock, no terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Literal
+
+from operator_console.events import Event
+from operator_console.history import History, Part
+from shared.plan import Plan
+
+State = Literal[
+    "waiting", "training", "slow", "silent", "killed", "restarted", "paused", "finished", "budget spent", "quarantined", "removed"
+]
+SILENT_AFTER_SECONDS = 10.0
+SILENT_AFTER_PACES = 5.0
+"""An institution is silent after so many of its own usual intervals between updates, and never sooner than the seconds."""
+SLOW_PACE = 4.0
+"""How many times the usual interval of all makes one slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One institution. Shares are of the sum over all institutions; None where nothing is known yet."""
+
+    institution: str
+    state: State
+    updates: int
+    last_staleness: int | None
+    weight_share: float | None
+    data_share: float | None
+    epsilon_spent: float | None
+    seconds_since_last: float | None
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class ViewState:
+    """A moment of a run. `metric_values` are the held-out figure's, oldest first; `login` is the read-only one."""
+
+    title: str
+    version: int
+    phase: str
+    phase_reason: str
+    updates: int
+    target: int | None
+    metric: str
+    metric_values: tuple[float, ...]
+    elapsed_seconds: float
+    epsilon_budget: float | None
+    rows: tuple[Row, ...]
+    events: tuple[str, ...] = ()
+    management_url: str = ""
+    login: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What of a view does not change while it is shown."""
+
+    title: str
+    metric: str
+    management_url: str = ""
+    login: str = ""
+
+
+def view_of(history: History, shown: Shown, *, now_ms: int, events: Sequence[Event] = ()) -> ViewState:
+    """The run as it stands in `history`, which holds at least its first link."""
+    first, head, plan = history.links[0], history.links[-1], history.plan
+    over = head.manifest.phase == "finished"
+    values = tuple(value for _, value in history.metric(shown.metric))
+    start_ms = min([first.at_ms, *(event.at_ms for event in events)])
+    return ViewState(
+        title=shown.title,
+        version=head.manifest.version,
+        phase=head.manifest.phase,
+        phase_reason=head.manifest.phase_reason,
+        updates=history.counters()["aggregated"],
+        target=plan.ending.updates if plan else None,
+        metric=shown.metric,
+        metric_values=values,
+        elapsed_seconds=((head.at_ms if over else now_ms) - first.at_ms) / 1000,
+        epsilon_budget=_budget(plan),
+        rows=_rows(history, now_ms=now_ms, events=events),
+        events=tuple(f"{max(0, event.at_ms - start_ms) / 1000:.0f} s  {event.text}" for event in events),
+        management_url=shown.management_url,
+        login=shown.login,
+    )
+
+
+def _budget(plan: Plan | None) -> float | None:
+    return plan.privacy.epsilon if plan is not None and plan.privacy.mechanism != "none" else None
+
+
+def _rows(history: History, *, now_ms: int, events: Sequence[Event]) -> tuple[Row, ...]:
+    parts = history.parts()
+    weight = sum(part.total_weight for part in parts)
+    examples = sum(part.entry.num_examples or 0 for part in parts)
+    paces = [pace for pace in map(pace_seconds, parts) if pace is not None]
+    usual = median(paces) if paces else None
+    rows = []
+    for part in parts:
+        counters = part.entry.counters
+        row = Row(
+            institution=part.institution,
+            state=state_of(part, history, usual_pace_seconds=usual, now_ms=now_ms, events=events),
+            updates=counters.aggregated,
+            last_staleness=part.stalenesses[-1] if part.stalenesses else None,
+            weight_share=part.total_weight / weight if weight else None,
+            data_share=part.entry.num_examples / examples if part.entry.num_examples and examples else None,
+            epsilon_spent=part.entry.epsilon_spent,
+            seconds_since_last=(now_ms - part.settled[-1][0]) / 1000 if part.settled else None,
+            refused=counters.stale + counters.rejected + counters.over_budget + counters.lost,
+        )
+        rows.append(row)
+    return tuple(rows)
+
+
+def pace_seconds(part: Part) -> float | None:
+    """The usual time between two of its settlements; None before there are two."""
+    times = [at_ms for at_ms, _ in part.settled]
+    return median(later - earlier for earlier, later in pairwise(times)) / 1000 if len(times) > 1 else None
+
+
+def state_of(
+    part: Part, history: History, *, usual_pace_seconds: float | None, now_ms: int, events: Sequence[Event] = ()
+) -> State:
+    """What an institution is doing, as far as its settlements, the events and the clock tell."""
+    told = [event for event in events if event.institution == part.institution]
+    standing = _standing(part, history)
+    blows = [event for event in told if event.kind in ("killed", "restarted")]
+    if blows and blows[-1].kind == "killed" and standing in (None, "paused", "budget spent"):
+        return "killed"
+    if standing is not None:
+        return standing
+    last_ms = part.settled[-1][0] if part.settled else history.links[0].at_ms
+    if blows and blows[-1].at_ms >= last_ms:
+        return "restarted"
+    told_slow = any(event.kind == "slow" for event in told)
+    return _activity(part, since_last_ms=now_ms - last_ms, usual_pace_seconds=usual_pace_seconds, told_slow=told_slow)
+
+
+def _activity(part: Part, *, since_last_ms: int, usual_pace_seconds: float | None, told_slow: bool) -> State:
+    if not part.settled and not part.entry.nonce:
+        return "waiting"
+    pace = pace_seconds(part)
+    if since_last_ms > 1000 * max(SILENT_AFTER_SECONDS, SILENT_AFTER_PACES * (pace or 0.0)) and not told_slow:
+        return "silent"
+    found_slow = pace is not None and usual_pace_seconds is not None and pace > SLOW_PACE * usual_pace_seconds
+    return "slow" if told_slow or found_slow else "training"
+
+
+def _standing(part: Part, history: History) -> State | None:
+    """What the table and the plan say, whatever the institution does."""
+    entry, plan, phase = part.entry, history.plan, history.links[-1].manifest.phase
+    if entry.removed:
+        return "removed"
+    if entry.quarantined:
+        return "quarantined"
+    if phase != "running":
+        return "finished" if phase == "finished" else "paused"
+    if plan is not None and entry.watermark >= plan.local.updates:
+        return "finished" if _budget(plan) is None else "budget spent"
+    return None
+
+
+def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None:
+    """The one thing that an operator should look at first; None where all is well."""
+    by_state: dict[str, list[str]] = {}
+    for row in view.rows:
+        by_state.setdefault(row.state, []).append(row.institution)
+    if view.phase == "paused":
+        return f"The run is paused: {view.phase_reason or 'no reason was given'}."
+    if dead_letters:
+        return f"{dead_letters} messages lie in fl.dlq; each says in its header `refused` why."
+    if view.phase == "finished":
+        return None
+    for state, meaning in (
+        ("killed", "was killed and has not come back"),
+        ("silent", "has given no update for long; look at its log and its queue"),
+        ("quarantined", "is in quarantine; its updates are not folded"),
+        ("waiting", "has not said hello yet; is its worker running?"),
+    ):
+        if state in by_state:
+            more = len(by_state[state]) - 1
+            return f"{by_state[state][0]} {meaning}" + (f" ({more} more like it)." if more else ".")
+    worst = max(view.rows, key=lambda row: row.refused, default=None)
+    if worst is not None and worst.refused > max(2, worst.updates // 2):
+        return f"{worst.institution}: {worst.refused} of its updates were not folded; its log says why."
+    return None
