@@ -1,0 +1,80 @@
+"""Follows the lineage on a thread of its own, as an operator may: a view, never a part of the federation."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from broker_config.reconnect import persist
+from broker_config.streams import LineageReader, fetch_blob
+from broker_config.topology import LINEAGE
+from shared import messages
+from shared.broker import Broker, Delivery
+from shared.errors import FederationError
+from shared.lineage import Lineage
+from shared.messages import ManifestRecord
+from shared.parameters import Parameters
+
+log = structlog.get_logger()
+
+
+class Observer:
+    """Calls `on_record` for every manifest of the chain from the first record on; `lineage` is the newest state."""
+
+    def __init__(self, connect: Callable[[], Broker], on_record: Callable[[ManifestRecord, Delivery], None]) -> None:
+        self.lineage = Lineage()
+        self.failure: FederationError | None = None
+        self._connect = connect
+        self._on_record = on_record
+        self._seen = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
+
+    def start(self) -> None:
+        """Starts following."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            persist(self._follow, self._stopping)
+        except FederationError as error:
+            self.failure = error
+
+    def _follow(self) -> None:
+        broker = self._connect()
+        reader = LineageReader(broker, on_record=self._tell)
+        try:
+            broker.consume(LINEAGE, prefetch=64, start="first")
+            while not self._stopping.is_set():
+                delivery = broker.receive(0.2)
+                if delivery is not None:
+                    reader.take(delivery)
+                    broker.ack(delivery)
+                    self.lineage = reader.lineage
+        finally:
+            broker.close()
+
+    def _tell(self, record: ManifestRecord, delivery: Delivery) -> None:
+        """A new connection reads from the first record again; what was told is not told twice."""
+        if self._seen and record.manifest.previous != self._seen:
+            return
+        self._seen = record.hash
+        self._on_record(record, delivery)
+
+
+def newest_model(connect: Callable[[], Broker]) -> tuple[ManifestRecord, Parameters]:
+    """The head of the lineage and its parameters."""
+    broker = connect()
+    try:
+        reader = LineageReader(broker)
+        reader.catch_up()
+        head, _ = reader.current()
+        blob = fetch_blob(broker, head.model_at, head.manifest.model)
+        return head, messages.decode_model(blob, max_bytes=head.manifest.model.size)
+    finally:
+        broker.close()
