@@ -19,7 +19,12 @@ SCHEMA_VERSION = 1
 MAX_TENSORS = 4096
 MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 8
+MAX_FIELDS_BYTES = 16 * 2**20
+"""Small objects take up to 70 times their packed bytes in memory; only a tensor's data may be larger than this."""
 RAW = "raw"
+_MAX_TENSOR_HEAD_BYTES = 1024
+_MAX_ELEMENTS = 2**40
+_BIN_HEADER_BYTES = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 _FLOAT32 = "float32"
 _DTYPES = {_FLOAT32: np.dtype("<f4")}
 
@@ -46,43 +51,51 @@ def encode(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = No
     return packed
 
 
-def decode(body: bytes | memoryview, *, max_bytes: int) -> Content:
-    """Checks every declared length against `max_bytes` before memory is taken for it.
+def decode(body: bytes | memoryview, *, max_bytes: int, max_fields_bytes: int = MAX_FIELDS_BYTES) -> Content:
+    """Checks every declared length before memory is taken for it: the body against `max_bytes`, the fields on their own.
 
     Raises MalformedMessageError or UnsupportedSchemaError. Arrays are read-only views into `body`.
     """
     if len(body) > max_bytes:
         raise MalformedMessageError(f"{len(body)} bytes are more than the {max_bytes} allowed here")
-    schema, kind, fields, tensors = _sequence(_unpack(body), 4, "a body")
-    if schema != SCHEMA_VERSION or isinstance(schema, bool):
-        raise UnsupportedSchemaError(f"schema version {schema!r} is not {SCHEMA_VERSION}")
-    if not isinstance(kind, str) or not isinstance(fields, dict) or not isinstance(tensors, list):
-        raise MalformedMessageError("kind, fields and tensors must be a string, a map and an array")
-    if len(tensors) > MAX_TENSORS:
-        raise MalformedMessageError(f"{len(tensors)} tensors are more than {MAX_TENSORS}")
-    return Content(kind, fields, _unpack_tensors(tensors))
-
-
-def _unpack(body: bytes | memoryview) -> object:
-    limit = len(body)
     try:
-        return msgpack.unpackb(
-            body,
-            max_bin_len=limit,
-            max_str_len=limit,
-            max_array_len=limit,
-            max_map_len=limit,
-            max_ext_len=0,
-            strict_map_key=True,
-        )
-    except (ValueError, msgpack.exceptions.UnpackException, UnicodeDecodeError, RecursionError) as error:
+        return _read_body(memoryview(body).toreadonly(), max_fields_bytes)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise MalformedMessageError(f"not a msgpack body: {type(error).__name__}") from error
 
 
-def _sequence(value: object, length: int, what: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) != length:
-        raise MalformedMessageError(f"{what} must be an array of {length}")
-    return value
+def _read_body(body: memoryview, max_fields_bytes: int) -> Content:
+    unpacker = _unpacker(body)
+    if unpacker.read_array_header() != 4:
+        raise MalformedMessageError("a body must be an array of 4")
+    schema, kind, fields = _read_small(unpacker, body, 3, max_bytes=max_fields_bytes)
+    if type(schema) is not int or schema != SCHEMA_VERSION:
+        found = schema if type(schema) is int else type(schema).__name__
+        raise UnsupportedSchemaError(f"schema version {found} is not {SCHEMA_VERSION}")
+    if not isinstance(kind, str) or not isinstance(fields, dict):
+        raise MalformedMessageError("kind and fields must be a string and a map")
+    tensors = _read_tensors(unpacker, body)
+    if unpacker.tell() != len(body):
+        raise MalformedMessageError("bytes follow after the body")
+    return Content(kind, fields, tensors)
+
+
+def _unpacker(packed: memoryview) -> Any:
+    unpacker = msgpack.Unpacker(max_buffer_size=len(packed), max_ext_len=0, strict_map_key=True)
+    unpacker.feed(packed)
+    return unpacker
+
+
+def _read_small(unpacker: Any, body: memoryview, count: int, *, max_bytes: int) -> list[Any]:
+    """The next `count` objects; they are measured before they are built."""
+    start = unpacker.tell()
+    for _ in range(count):
+        unpacker.skip()
+    end = unpacker.tell()
+    if end - start > max_bytes:
+        raise MalformedMessageError(f"{end - start} bytes of fields are more than the {max_bytes} allowed here")
+    reader = _unpacker(body[start:end])
+    return [reader.unpack() for _ in range(count)]
 
 
 def _pack_tensor(name: str, array: Array) -> list[Any]:
@@ -90,28 +103,48 @@ def _pack_tensor(name: str, array: Array) -> list[Any]:
     return [name, _FLOAT32, list(array.shape), RAW, None, little.data.cast("B") if little.size else b""]
 
 
-def _unpack_tensors(packed: list[Any]) -> dict[str, Array]:
+def _read_tensors(unpacker: Any, body: memoryview) -> dict[str, Array]:
+    count = unpacker.read_array_header()
+    if count > MAX_TENSORS:
+        raise MalformedMessageError(f"{count} tensors are more than {MAX_TENSORS}")
     tensors: dict[str, Array] = {}
-    for item in packed:
-        name, array = _unpack_tensor(item)
+    for _ in range(count):
+        name, array = _read_tensor(unpacker, body)
         if name in tensors:
             raise MalformedMessageError(f"the tensor {name!r} stands twice")
         tensors[name] = array
     return tensors
 
 
-def _unpack_tensor(item: object) -> tuple[str, Array]:
-    name, dtype, shape, encoding, scale, data = _sequence(item, 6, "a tensor")
+def _read_tensor(unpacker: Any, body: memoryview) -> tuple[str, Array]:
+    if unpacker.read_array_header() != 6:
+        raise MalformedMessageError("a tensor must be an array of 6")
+    name, dtype, shape, encoding, scale = _read_small(unpacker, body, 5, max_bytes=_MAX_TENSOR_HEAD_BYTES)
     if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedMessageError(f"a tensor's name must be a string of at most {MAX_NAME_BYTES} bytes")
-    if dtype not in _DTYPES or encoding != RAW or scale is not None:
+    if not isinstance(dtype, str) or dtype not in _DTYPES or encoding != RAW or scale is not None:
         raise MalformedMessageError(f"the tensor {name!r} has an unknown dtype or encoding")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(size) for size in shape):
+    if not _is_shape(shape):
         raise MalformedMessageError(f"the tensor {name!r} has an impossible shape")
-    if not isinstance(data, bytes) or len(data) != math.prod(shape) * _DTYPES[dtype].itemsize:
+    data = _read_data(unpacker, body)
+    if data is None or len(data) != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise MalformedMessageError(f"the tensor {name!r} does not hold as many bytes as its shape needs")
     return name, np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
 
 
+def _read_data(unpacker: Any, body: memoryview) -> memoryview | None:
+    """A byte string where it lies in the body; None where something else stands."""
+    start = unpacker.tell()
+    unpacker.skip()
+    header_bytes = _BIN_HEADER_BYTES.get(body[start])
+    return None if header_bytes is None else body[start + header_bytes : unpacker.tell()]
+
+
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(size) for size in shape):
+        return False
+    return math.prod(size or 1 for size in shape) <= _MAX_ELEMENTS
+
+
 def _is_size(size: object) -> bool:
-    return isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= 2**40
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 0

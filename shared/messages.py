@@ -24,7 +24,9 @@ Reason = Annotated[str, Field(max_length=200)]
 OperationId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 KEPT_OPERATIONS = 256
 """How many operation ids a whole manifest lists, so that a redelivered order has no effect."""
-Metrics = dict[Annotated[str, Field(max_length=40)], float | None]
+Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], float | None], Field(max_length=64)]
+SMALL_BYTES = 2**16
+"""The most that the fields of an institution's message take; only its tensors are larger."""
 Phase = Literal["running", "paused", "finished"]
 Outcome = Literal["aggregated", "stale", "rejected", "over_budget", "lost"]
 
@@ -252,7 +254,7 @@ def decode(body_type: type[Body], kind: str, body: bytes, *, max_bytes: int) -> 
 
 def decode_update(body: bytes, *, max_bytes: int) -> tuple[Update, Parameters]:
     """An update's fields and its delta; the arrays are read-only views into `body`."""
-    content = codec.decode(body, max_bytes=max_bytes)
+    content = codec.decode(body, max_bytes=max_bytes, max_fields_bytes=SMALL_BYTES)
     return parse(Update, "update", content), content.tensors
 
 

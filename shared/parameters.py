@@ -25,7 +25,8 @@ def count(parameters: Parameters) -> int:
 
 def l2_norm(parameters: Parameters) -> float:
     """Euclidean norm over all arrays; not finite when any value is not, or when a square overflows float32."""
-    return math.sqrt(sum(float(np.dot(flat, flat)) for flat in (array.ravel() for array in parameters.values())))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(sum(float(np.dot(flat, flat)) for flat in (array.ravel() for array in parameters.values())))
 
 
 def require_shapes(parameters: Parameters, expected: Shapes) -> None:
