@@ -1,15 +1,14 @@
 """May this update be folded? Decided once, at the edge, from values alone."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.lineage import Lineage
-from shared.messages import Entry, Outcome, Update
+from shared.messages import Entry, Outcome, PrivacyStatement, Update
 from shared.parameters import Parameters, Shapes, l2_norm, require_shapes
-from shared.plan import Plan
+from shared.plan import Plan, PrivacyPlan
 
 EPSILON_TOLERANCE = 1e-6
 
@@ -51,8 +50,8 @@ def order(incarnation: int, sequence: int, content: str, entry: Entry) -> Order:
     return "duplicate"
 
 
-def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes, bases: Mapping[int, str]) -> Admission:
-    """The outcome of an update that is next in order. `bases` maps kept versions to model hashes.
+def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes) -> Admission:
+    """The outcome of an update that is next in order.
 
     A value, not an error: whatever is wrong with the content, the update's number is settled.
     """
@@ -66,7 +65,7 @@ def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes
         return Admission("stale", "made under another plan")
     if staleness < 0 or staleness > plan.aggregation.staleness.max_staleness:
         return Admission("stale", f"staleness {staleness} is not between 0 and the maximum")
-    if bases.get(update.base_version, update.base_hash) != update.base_hash:
+    if lineage.bases.get(update.base_version, update.base_hash) != update.base_hash:
         return Admission("stale", "its base is not in the lineage")
     return _admit_content(update, delta, plan=plan, shapes=shapes, staleness=staleness)
 
@@ -79,8 +78,13 @@ def _admit_content(update: Update, delta: Parameters, *, plan: Plan, shapes: Sha
     if not math.isfinite(l2_norm(delta)):
         return Admission("rejected", "a value is not finite", staleness)
     spent, allowed = update.privacy.epsilon_spent, plan.privacy.epsilon
-    if plan.privacy.mechanism != "none" and (spent is None or update.privacy.target_delta != plan.privacy.target_delta):
+    if plan.privacy.mechanism != "none" and not _states_what_the_plan_asks(update.privacy, plan.privacy):
         return Admission("rejected", "the privacy statement does not match the plan", staleness)
     if allowed is not None and spent is not None and spent > allowed * (1 + EPSILON_TOLERANCE):
         return Admission("over_budget", f"epsilon {spent:.3f} is over the plan's {allowed:g}", staleness)
     return Admission("aggregated", "", staleness)
+
+
+def _states_what_the_plan_asks(statement: PrivacyStatement, plan: PrivacyPlan) -> bool:
+    private = statement.mechanism != "none" and statement.epsilon_spent is not None
+    return private and statement.target_delta == plan.target_delta

@@ -96,6 +96,8 @@ def fetch_blob(broker: Broker, location: Location, blob: messages.BlobName, *, s
             if delivery.message.headers.get("id") != blob.hash:
                 continue
             chunk = head(delivery.message, max_bytes=blob.size)
+            if chunk.chunk > (assembly.received if assembly else 0):
+                continue  # the tail of an earlier try: a writer was killed midway, and began again
             assembly = assembly or Assembly(chunk)
             if assembly.add(chunk, delivery.message.body):
                 return assembly.content()

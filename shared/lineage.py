@@ -7,12 +7,14 @@ claim followed by a manifest of that epoch, or two manifests of one epoch, the s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from shared.messages import KEPT_OPERATIONS, Claim, Entry, ManifestRecord
+from shared.messages import KEPT_OPERATIONS, Claim, Entry, Manifest, ManifestRecord
 from shared.plan import Plan
 
+KEPT_BASES = 1000
+"""How many versions' model hashes a reader remembers: enough to know an update's base."""
 KEPT_HASHES = 64
 """How many hashes of the chain a reader remembers: enough to place a checkpoint or a watermark's manifest."""
 
@@ -33,6 +35,8 @@ class Lineage:
     plan: Plan | None = None
     hashes: tuple[str, ...] = ()
     """The chain's last hashes, oldest first, the head's last."""
+    bases: Mapping[int, str] = field(default_factory=dict)
+    """Model hash by version, for the chain's last versions."""
     operation_ids: tuple[str, ...] = ()
     """The last operations settled, oldest first."""
 
@@ -103,5 +107,11 @@ def _extend(lineage: Lineage, record: ManifestRecord) -> Lineage:
         table=table,
         plan=plan,
         hashes=(*lineage.hashes, record.hash)[-KEPT_HASHES:],
+        bases=_with_base(lineage.bases, manifest),
         operation_ids=known[-KEPT_OPERATIONS:],
     )
+
+
+def _with_base(bases: Mapping[int, str], manifest: Manifest) -> Mapping[int, str]:
+    oldest = manifest.version - KEPT_BASES
+    return {version: model for version, model in bases.items() if version > oldest} | {manifest.version: manifest.model.hash}
