@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from shared import codec, messages
-from shared.errors import CheckpointError, MalformedMessageError, StorageError
+from shared.errors import CheckpointError, RejectedMessageError, StorageError
 from shared.lineage import Lineage
 from shared.messages import Manifest
 from shared.parameters import Array, Parameters
@@ -62,11 +62,11 @@ def load(folder: Path) -> Checkpoint | None:
         return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             parameters = {name: file.get_tensor(name) for name in sorted(file.keys())}
         content = base64.b64decode(metadata["manifest"], validate=True)
         manifest = messages.decode_manifest(content, max_bytes=_MAX_CONTENT_BYTES)
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, MalformedMessageError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RejectedMessageError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); move it away to start from the broker's lineage instead"
         ) from error

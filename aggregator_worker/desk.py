@@ -1,5 +1,6 @@
 """What arrives at the leader, one delivery at a time: checked, put in order, folded or refused. Settled only by the commit."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from aggregator_worker.intake import Intake, Upload
 from broker_config.topology import DEAD_LETTER_EXCHANGE, OPERATIONS
 from shared import messages, parameters
 from shared.broker import Broker, Delivery, Message
+from shared.chunks import HEADERS
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.messages import Control, Entry, Hello, Operation, Report, Settlement, Update
 from shared.parameters import Parameters
@@ -48,21 +50,23 @@ class Desk:
     pseudonym_of: Callable[[str], str]
     on_report: Callable[[Report], None] = lambda report: None
     clock: Callable[[], float] = time.monotonic
+    longest_wait_seconds: float = math.inf
     settled: list[Delivery] = field(default_factory=list)
     hints: list[tuple[str, Control]] = field(default_factory=list)
     _early: dict[str, dict[int, _Early]] = field(default_factory=dict)
-    _bases: dict[int, str] = field(default_factory=dict)
     _pending_since: float | None = None
 
     def take(self, delivery: Delivery, institution: str) -> None:
         """Handles one delivery of an update queue; whatever cannot be used goes to the dead letters with its reason."""
+        upload = None
         try:
             upload = self.intake.take(institution, delivery, now=self.clock())
-            self._drop_surplus()
             if upload is not None:
                 self._take_upload(institution, upload)
         except RejectedMessageError as error:
             self._refuse(delivery, institution, error)
+            self.intake.surplus += upload.deliveries[:-1] if upload is not None else []
+        self._drop_surplus()
 
     def take_operation(self, delivery: Delivery) -> Operation | None:
         """Follows an operator's order; returns it if it was applied just now."""
@@ -74,9 +78,10 @@ class Desk:
             self._refuse(delivery, OPERATIONS, error)
             return None
         outcome = operations.apply(self.federation, operation, self.pseudonym_of)
-        self._keep(delivery)
         if outcome is None:
+            self.broker.ack(delivery)
             return None
+        self._keep(delivery)
         log.info("operation", kind=operation.kind, applied=outcome.applied, reason=outcome.reason)
         return operation if outcome.applied else None
 
@@ -85,7 +90,8 @@ class Desk:
         if self.federation.pending.empty or self._pending_since is None:
             return False
         waited = self.clock() - self._pending_since
-        if self.federation.buffer_full or waited >= self.federation.plan.aggregation.max_wait_seconds:
+        longest = min(self.federation.plan.aggregation.max_wait_seconds, self.longest_wait_seconds)
+        if self.federation.buffer_full or waited >= longest:
             return True
         return self.federation.pending.aggregated == 0 and waited >= QUIET_SECONDS
 
@@ -102,7 +108,8 @@ class Desk:
             log.warning("upload given up", institution=institution, idle_seconds=orphan_seconds)
         self._drop_surplus()
         patience = self.federation.plan.aggregation.max_wait_seconds
-        for institution, waiting in list(self._early.items()):
+        for institution in list(self._early):
+            waiting = self._waiting(institution)
             if waiting and now - min(early.since for early in waiting.values()) > patience:
                 self._give_up_gap(institution, min(waiting))
 
@@ -150,6 +157,8 @@ class Desk:
 
     def _hold(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> None:
         entry = self.federation.table[self.pseudonym_of(institution)]
+        if update.incarnation != entry.incarnation:
+            raise IncompatibleUpdateError(f"the first number of incarnation {update.incarnation} is 1, not {update.sequence}")
         if update.sequence > entry.watermark + MAX_AHEAD:
             raise IncompatibleUpdateError(f"number {update.sequence} is more than {MAX_AHEAD} ahead of {entry.watermark}")
         waiting = self._early.setdefault(institution, {})
@@ -158,8 +167,17 @@ class Desk:
                 self.broker.ack(delivery)
         waiting[update.sequence] = _Early(update, delta, upload, self.clock())
 
-    def _settle_followers(self, institution: str) -> None:
+    def _waiting(self, institution: str) -> dict[int, _Early]:
+        """An institution's early updates by number; those of a former incarnation are let go."""
+        entry = self.federation.table[self.pseudonym_of(institution)]
         waiting = self._early.get(institution, {})
+        for number, early in list(waiting.items()):
+            if early.update.incarnation < entry.incarnation:
+                self._drop_repeat(institution, waiting.pop(number).upload, early.update)
+        return waiting
+
+    def _settle_followers(self, institution: str) -> None:
+        waiting = self._waiting(institution)
         while True:
             entry = self.federation.table[self.pseudonym_of(institution)]
             early = waiting.pop(entry.watermark + 1, None)
@@ -178,9 +196,7 @@ class Desk:
 
     def _settle(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> None:
         federation = self.federation
-        admission = admit(
-            update, delta, lineage=federation.lineage, shapes=parameters.shapes(federation.model), bases=self._bases
-        )
+        admission = admit(update, delta, lineage=federation.lineage, shapes=parameters.shapes(federation.model))
         settlement = federation.settle(self.pseudonym_of(institution), update, upload.hash, admission=admission, delta=delta)
         self._keep(*upload.deliveries)
         self._tell(institution, settlement)
@@ -208,7 +224,7 @@ class Desk:
             self.hints.append((institution, control))
 
     def _take_hello(self, institution: str, upload: Upload, entry: Entry) -> None:
-        hello = messages.decode(Hello, "hello", upload.content, max_bytes=len(upload.content))
+        hello = messages.decode(Hello, "hello", upload.content, max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, hello)
         if hello.incarnation < entry.incarnation:
             self.federation.count_duplicate(self.pseudonym_of(institution))
@@ -218,7 +234,7 @@ class Desk:
         log.info("delivery", kind="hello", institution=institution, head_sequence=hello.head_sequence)
 
     def _take_report(self, institution: str, upload: Upload) -> None:
-        report = messages.decode(Report, "report", upload.content, max_bytes=len(upload.content))
+        report = messages.decode(Report, "report", upload.content, max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, report)
         self.on_report(report)
         for delivery in upload.deliveries:
@@ -236,7 +252,9 @@ class Desk:
     def _refuse(self, delivery: Delivery, institution: str, error: RejectedMessageError) -> None:
         """A copy with its reason goes to the dead letters, then the delivery is acknowledged."""
         reason = str(error)[:200]
-        headers = {**delivery.message.headers, "refused": reason, "author": delivery.user_id or "", "queue": delivery.queue}
+        # the sender's own headers may fill a whole frame, and what is added would break the connection
+        headers = {name: value for name, value in delivery.message.headers.items() if name in HEADERS and len(str(value)) <= 512}
+        headers |= {"refused": reason, "author": delivery.user_id or "", "queue": delivery.queue}
         letter = Message(delivery.message.body, delivery.message.kind, delivery.message.message_id, headers)
         self.broker.publish(DEAD_LETTER_EXCHANGE, letter)
         self.broker.ack(delivery)

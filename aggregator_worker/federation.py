@@ -89,7 +89,8 @@ class Federation:
         """Settles one admitted or refused update; folds its delta where it is to be aggregated."""
         weight = 0.0
         if admission.outcome == "aggregated":
-            data_share = share(update.num_examples, self.table)
+            stated = self.table[pseudonym].model_copy(update={"num_examples": update.num_examples})
+            data_share = share(update.num_examples, self.table | {pseudonym: stated})
             weight = update_weight(self.plan.aggregation, staleness=admission.staleness, data_share=data_share)
             fold_in_place(self.model, delta, weight)
             self.pending.aggregated += 1

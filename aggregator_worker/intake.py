@@ -68,10 +68,19 @@ class Intake:
         complete = partial.assembly.add(chunk, delivery.message.body)
         partial.touched = now
         (self.surplus if known else partial.deliveries).append(delivery)
-        if not complete:
-            return None
-        self._forget(institution)
-        return Upload(chunk.kind, partial.assembly.content(), chunk.content, partial.deliveries)
+        return self._finish(institution, partial) if complete else None
+
+    def _finish(self, institution: str, partial: _Partial) -> Upload:
+        """The whole upload; where its hash is wrong, the last delivery is refused and the others carry nothing."""
+        first = partial.assembly.first
+        try:
+            content = partial.assembly.content()
+        except MalformedMessageError:
+            self.surplus += partial.deliveries[:-1]
+            raise
+        finally:
+            self._forget(institution)
+        return Upload(first.kind, content, first.content, partial.deliveries)
 
     def expire(self, *, now: float, idle_seconds: float) -> list[str]:
         """Gives up on uploads that nobody continued; returns whose they were."""
@@ -80,9 +89,16 @@ class Intake:
             self._give_up(institution)
         return orphans
 
+    def close(self) -> None:
+        """Lets go of the uploads under way; their deliveries return to their queues with the connection."""
+        for institution in list(self._partials):
+            self._forget(institution)
+
     def _give_up(self, institution: str) -> None:
         self.surplus += self._partials[institution].deliveries
         self._forget(institution)
 
     def _forget(self, institution: str) -> None:
-        self._partials.pop(institution).path.unlink(missing_ok=True)
+        partial = self._partials.pop(institution)
+        partial.assembly.close()
+        partial.path.unlink(missing_ok=True)

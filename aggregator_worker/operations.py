@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aggregator_worker.federation import Federation
+from broker_config.topology import checked_institution
+from shared.errors import SettingsError
 from shared.messages import Entry, Operation, OperationOutcome, Phase
 
 
@@ -47,7 +49,10 @@ def _institution(arguments: Mapping[str, Any]) -> str:
     institution = arguments.get("institution")
     if not isinstance(institution, str):
         raise RefusedOperationError("the order names no institution")
-    return institution
+    try:
+        return checked_institution(institution)
+    except SettingsError as error:
+        raise RefusedOperationError(str(error)[:200]) from error
 
 
 def _set_phase(federation: Federation, phase: Phase, reason: str) -> None:

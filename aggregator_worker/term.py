@@ -17,11 +17,13 @@ from broker_config.streams import BlobWriter, fetch_blob
 from broker_config.topology import MODEL, OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Broker, Delivery
+from shared.errors import TopologyError
 from shared.messages import ManifestRecord, Metrics, Operation, Report
 from shared.parameters import Parameters
 
 IDLE_SECONDS = 0.2
-GROUP_COMMIT_UPDATES = 64
+GROUP_COMMIT_DELIVERIES = 64
+"""A commit that is due takes this many deliveries more; a flood must not put it off for ever."""
 PREFETCH_BEYOND_LARGEST = 8
 
 log = structlog.get_logger()
@@ -66,6 +68,7 @@ class Term:
         """Whether this term got as far as leading."""
         self._owners: dict[str, str] = {}
         self._orders: list[Operation] = []
+        self._group = 0
         self._lead = Leadership(broker, claimant=settings.claimant, stopping=settings.stopping, clock=settings.clock)
 
     def run(self) -> None:
@@ -84,8 +87,11 @@ class Term:
         desk = self._open_desk(federation)
         self.led = True
         log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
-        while True:
-            self._step(desk, committer)
+        try:
+            while True:
+                self._step(desk, committer)
+        finally:
+            desk.intake.close()
 
     def _restore(self, committer: Committer) -> Federation:
         """The head, published again under this term's epoch, or the successor that only the checkpoint knows."""
@@ -115,7 +121,15 @@ class Term:
     def _open_desk(self, federation: Federation) -> Desk:
         settings, limits = self._settings, federation.plan.limits
         intake = Intake(settings.state_folder, max_bytes=limits.update_bytes)
-        desk = Desk(self._broker, federation, intake, self._pseudonym, on_report=settings.on_report, clock=settings.clock)
+        desk = Desk(
+            self._broker,
+            federation,
+            intake,
+            self._pseudonym,
+            on_report=settings.on_report,
+            clock=settings.clock,
+            longest_wait_seconds=settings.consumer_timeout_seconds / 4,
+        )
         self._broker.consume(OPERATIONS, prefetch=8)
         for name in settings.members():
             if federation.entry(self._pseudonym(name)) is not None:
@@ -135,15 +149,15 @@ class Term:
         """Folds what has arrived, as one group while it lasts, and commits when it is due."""
         due = desk.due()
         exact = desk.federation.plan.aggregation.exact_buffer
-        full = due and (exact or desk.federation.pending.aggregated >= GROUP_COMMIT_UPDATES)
+        full = due and (exact or self._group >= GROUP_COMMIT_DELIVERIES)
         delivery = None if full else self._lead.receive(0.0 if due else IDLE_SECONDS)
         if delivery is not None:
+            self._group += due
             self._take(desk, delivery)
         elif due:
             self._commit(desk, committer)
-        else:
-            desk.tidy(orphan_seconds=self._settings.orphan_seconds)
-            self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
+        desk.tidy(orphan_seconds=self._settings.orphan_seconds)
+        self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
 
     def _take(self, desk: Desk, delivery: Delivery) -> None:
         if delivery.queue in self._owners:
@@ -158,16 +172,24 @@ class Term:
             return
         institution = str(operation.arguments["institution"])
         if operation.kind == "admit" and update_queue(institution) not in self._owners:
-            self._follow(desk, institution)
+            self._follow_newcomer(desk, institution)
         elif operation.kind == "remove" and self._owners.pop(update_queue(institution), "") != "":
             self._broker.cancel(update_queue(institution))
+
+    def _follow_newcomer(self, desk: Desk, institution: str) -> None:
+        try:
+            self._follow(desk, institution)
+        except TopologyError as error:
+            self._owners.pop(update_queue(institution))
+            log.error("the admitted institution has no queue", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
         record = committer.commit(desk.federation, desk.settled, desk.hints)
         desk.federation.advance(self._lead.reader.lineage)
         desk.committed()
+        self._group = 0
         while self._orders:
-            self._heed(desk, self._orders.pop())
+            self._heed(desk, self._orders.pop(0))
         manifest = record.manifest
         log.info(
             "committed",

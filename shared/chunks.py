@@ -15,6 +15,7 @@ from shared.codec import SCHEMA_VERSION, content_hash
 from shared.errors import MalformedMessageError, UnsupportedSchemaError
 
 PLAIN = "plain"
+HEADERS = ("schema", "run", "id", "chunk", "chunks", "size", "sha256", "content", "envelope", "signature")
 _TEXT = {"run": 16, "id": 200, "sha256": 64, "content": 64, "envelope": 16, "signature": 512}
 
 
@@ -143,6 +144,10 @@ class Assembly:
     def complete(self) -> bool:
         """Whether every chunk is there."""
         return self._next == self.first.chunks
+
+    def close(self) -> None:
+        """Lets go of the sink."""
+        self._sink.close()
 
     def content(self) -> bytes:
         """The content, its hashes checked."""
