@@ -9,7 +9,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -68,17 +68,19 @@ class Ledger:
 
     def __init__(self, path: Path, *, run_id: str, institution: str, incarnation: int) -> None:
         self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
-            self._database = sqlite3.connect(path, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be opened as a ledger: {error}") from error
-        path.chmod(0o600)
-        self._open(run_id, institution, incarnation)
+        with ExitStack() as opened:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(_lock(path))
+                self._database = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=FULL")
+                self._database.executescript(_SCHEMA)
+                path.chmod(0o600)
+            except (sqlite3.DatabaseError, OSError) as error:
+                raise CheckpointError(f"{path} cannot be opened as a ledger: {error}") from error
+            self._open(run_id, institution, incarnation)
+            self._files = opened.pop_all()
 
     def _open(self, run_id: str, institution: str, incarnation: int) -> None:
         self._verify()
@@ -175,8 +177,7 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; everything in it is already durable."""
-        self._database.close()
-        self._lock.close()
+        self._files.close()
 
     def _rows(self, state: State) -> list[dict[str, Any]]:
         rows = self._database.execute("SELECT fields FROM ledger WHERE state = ? ORDER BY number", (state,))
@@ -219,9 +220,10 @@ def _written(path: Path, database: sqlite3.Connection) -> Iterator[None]:
         database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:  # SQLite rolls back by itself after some errors of the disk
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
     except sqlite3.Error as error:
         raise StorageError(f"{path}: {error}; free space or mend the rights, nothing was sent") from error

@@ -65,10 +65,27 @@ class Training:
     delta: Future[Parameters]
 
 
+STEPS = ("reserve", "seal", "publish", "settle")
+"""After each of these something more is durable; tests kill the process between every two."""
+
+
+def _no_step(_step: str) -> None:
+    return
+
+
 class LocalWork:
     """The ledger and the training thread of one institution. All methods are called from the thread that owns the ledger."""
 
-    def __init__(self, member: Member, data: LocalData, ledger: Ledger, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        member: Member,
+        data: LocalData,
+        ledger: Ledger,
+        stopping: threading.Event,
+        *,
+        after_step: Callable[[str], None] = _no_step,
+    ) -> None:
+        self.after_step = after_step
         self.member = member
         self.data = data
         self.ledger = ledger
@@ -108,6 +125,7 @@ class LocalWork:
             **statement.model_dump(exclude={"epsilon_spent"}),
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
+        self.after_step("reserve")
         future = self._pool.submit(self._train, model, plan, statement.noise_multiplier)
         self.training = Training(reservation, base, statement, future)
         log.info(
@@ -129,9 +147,10 @@ class LocalWork:
         training = self.training
         if training is None or not training.delta.done():
             return None
-        self.training = None
         delta = training.delta.result()
         sealed = self.ledger.seal(training.reservation, lambda sequence: self._encode(training, delta, sequence))
+        self.training = None
+        self.after_step("seal")
         log.info("sealed", sequence=sealed.sequence, hash=sealed.hash[:12])
         return sealed
 

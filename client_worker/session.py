@@ -158,12 +158,15 @@ class Session:
         """Closes what a manifest has settled; returns what is still to be sent or waited for."""
         entry, ledger = self._entry(), self._work.ledger
         waiting = ledger.unsettled()
+        if entry.watermark > ledger.head[0]:
+            raise CheckpointError(f"update {entry.watermark} was settled under our name and is not ours; the service runs twice")
         for sealed in waiting:
             if sealed.sequence == entry.watermark and entry.last_hash not in ("", sealed.hash):
                 raise CheckpointError("an update that is not ours was settled under our name; the service runs twice")
             if sealed.sequence <= entry.watermark:
                 outcome = self._outcomes.pop(sealed.sequence, "settled")
                 ledger.settle(sealed.sequence, outcome)
+                self._work.after_step("settle")
                 log.info("settled", sequence=sealed.sequence, outcome=outcome, version=self._version)
         return [sealed for sealed in waiting if sealed.sequence > entry.watermark]
 
@@ -194,6 +197,7 @@ class Session:
             self._send_after = time.monotonic() + REFUSED_PAUSE_SECONDS
             log.warning("update not taken yet, trying again", sequence=sealed.sequence, reason=str(error))
             return
+        self._work.after_step("publish")
         self._work.ledger.published(sealed)
         self._send_after = time.monotonic() + RESEND_SECONDS
         log.info("published", sequence=sealed.sequence, bytes=len(content))
