@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -196,7 +197,7 @@ def write_whole(path: Path, text: str) -> None:
 def follow(broker: Broker, history: History) -> LineageReader:
     """Reads the lineage from its first record into `history`, then stays subscribed for what comes.
 
-    Feed what `broker.receive` gives to the reader's `take`. Raises UninitialisedError where there is no run.
+    Call `fold_next` from then on. Raises UninitialisedError where there is no run.
     """
     end = last_offset(broker, LINEAGE)
     if end < 0:
@@ -208,3 +209,13 @@ def follow(broker: Broker, history: History) -> LineageReader:
             break
     broker.consume(LINEAGE, prefetch=LINEAGE_PREFETCH, start=end + 1)
     return reader
+
+
+def fold_next(broker: Broker, reader: LineageReader, *, timeout_seconds: float) -> None:
+    """Folds the records that come within `timeout_seconds`; returns no sooner."""
+    deadline = time.monotonic() + timeout_seconds
+    while (left := deadline - time.monotonic()) > 0:
+        delivery = broker.receive(left)
+        if delivery is not None:
+            reader.take(delivery)
+            broker.ack(delivery)

@@ -1,0 +1,169 @@
+"""The end of a run in figures: `summary.json` as a value, and the table that is printed from it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from operator_console.history import History, Part, write_whole
+from operator_console.live_view import metric_name
+from shared.tasks.spec import LOWER_IS_BETTER, METRICS, TaskSpec
+
+SCHEMA = 1
+Figures = Mapping[str, float | None]
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The final models measured. `alone`, `federated` and `pooled` on all test rows, the `own` ones on an institution's own."""
+
+    federated: Figures = field(default_factory=dict)
+    pooled: Figures = field(default_factory=dict)
+    alone: Mapping[str, Figures] = field(default_factory=dict)
+    own_alone: Mapping[str, Figures] = field(default_factory=dict)
+    own_federated: Mapping[str, Figures] = field(default_factory=dict)
+
+
+def summarise(spec: TaskSpec, history: History, comparison: Comparison, *, seed: int | None, wall_seconds: float) -> Summary:
+    """The content of `summary.json`; what its figures mean is in docs/report.md. A figure that does not exist is None."""
+    names = figure_names(spec)
+    head = history.links[-1].manifest
+    return {
+        "schema": SCHEMA,
+        "run_id": head.run_id,
+        "task": spec.name,
+        "title": spec.title or spec.name,
+        "metric": spec.first_metric,
+        "threshold_rule": threshold_rule(spec),
+        "seed": seed,
+        "wall_seconds": round(wall_seconds, 3),
+        "versions": head.version,
+        "phase": head.phase,
+        "phase_reason": head.phase_reason,
+        "updates": {
+            outcome: counters[outcome] for outcome in ("aggregated", "stale", "duplicate", "rejected", "over_budget", "lost")
+        },
+        "institutions": [_institution(part, comparison, names) for part in history.parts()],
+        "federated": _picked(comparison.federated, names),
+        "pooled": _picked(comparison.pooled, names),
+    }
+
+
+def _institution(part: Part, comparison: Comparison, names: tuple[str, ...]) -> dict[str, Any]:
+    own = part.institution
+    return {
+        "id": own,
+        "num_examples": part.entry.num_examples,
+        "updates": part.entry.counters.aggregated,
+        "mean_staleness": part.mean_staleness,
+        "total_weight": part.total_weight,
+        "epsilon_spent": part.entry.epsilon_spent,
+        "target_delta": part.entry.target_delta,
+        "alone": _picked(comparison.alone.get(own, {}), names),
+        "federated": _picked(comparison.federated, names),
+        "own": {
+            "alone": _picked(comparison.own_alone.get(own, {}), names),
+            "federated": _picked(comparison.own_federated.get(own, {}), names),
+        },
+    }
+
+
+def _picked(figures: Figures, names: tuple[str, ...]) -> dict[str, float | None]:
+    values = {name: figures.get(name) for name in names}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def figure_names(spec: TaskSpec) -> tuple[str, ...]:
+    """The figures of a task's kind, and the threshold where decisions have one."""
+    return (*METRICS[spec.kind], "threshold") if spec.kind == "binary" else METRICS[spec.kind]
+
+
+def threshold_rule(spec: TaskSpec) -> str | None:
+    """Which rows are called positive, in words; None for a task that calls none so."""
+    label = spec.label
+    if spec.kind != "binary":
+        return None
+    if label.threshold is not None:
+        return f"a row is called positive from a score of {label.threshold:g}"
+    if label.base_rate is not None:
+        return f"the {label.base_rate:.1%} of rows with the highest scores are called positive, as many as in training"
+    return "as many rows are called positive, by the highest scores, as are positive among those measured"
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Writes `summary.json` in one step."""
+    write_whole(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def better(metric: str, one: float | None, other: float | None) -> bool:
+    """Whether `one` beats `other`; a figure that does not exist beats nothing and is not beaten."""
+    if one is None or other is None:
+        return False
+    return one < other if metric in LOWER_IS_BETTER else one > other
+
+
+def beaten(summary: Summary) -> tuple[int, int]:
+    """How many institutions' own models the federated one beats on all test rows, of how many that were measured."""
+    metric, federated = summary["metric"], summary["federated"]
+    alone = [each["alone"][metric] for each in summary["institutions"] if each["alone"].get(metric) is not None]
+    return sum(better(metric, federated[metric], value) for value in alone), len(alone)
+
+
+def better_at_home(summary: Summary) -> list[dict[str, Any]]:
+    """The institutions whose own model beats the federated one on their own rows."""
+    metric = summary["metric"]
+    return [
+        each for each in summary["institutions"] if better(metric, each["own"]["alone"][metric], each["own"]["federated"][metric])
+    ]
+
+
+def findings(summary: Summary) -> list[str]:
+    """What the figures say, in plain sentences."""
+    metric, (won, measured) = summary["metric"], beaten(summary)
+    name, sentences = metric_name(metric), []
+    if measured:
+        sentences.append(f"The federated model beats {won} of {measured} institutions' own models on all test rows ({name}).")
+    for each in better_at_home(summary):
+        mine, theirs = each["own"]["alone"][metric], each["own"]["federated"][metric]
+        sentences.append(
+            f"On its own rows {each['id']} does better with its own model: {name} {mine:.3f}, the federated model {theirs:.3f}."
+        )
+    if summary["threshold_rule"] and measured:
+        sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
+    return sentences
+
+
+def final_table(summary: Summary) -> RenderableType:
+    """The federated model against each institution alone and against pooled training, all on the same rows."""
+    names = [name for name in summary["federated"] if name != "threshold"]
+    table = Table(title="on all institutions' test rows", box=box.SIMPLE_HEAD, title_justify="left", title_style="dim")
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=34)
+    for name in names:
+        table.add_column(metric_name(name), justify="right", no_wrap=True)
+    table.add_row("federated", *_cells(summary["federated"], names), style="bold green")
+    table.add_row("pooled data (what nobody may do)", *_cells(summary["pooled"], names), style="dim", end_section=True)
+    metric = summary["metric"]
+    for each in summary["institutions"]:
+        wins = better(metric, each["alone"][metric], summary["federated"][metric])
+        table.add_row(f"{each['id']} alone", *_cells(each["alone"], names), style="yellow" if wins else "")
+    return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in findings(summary)))
+
+
+def _cells(figures: Figures, names: list[str]) -> list[str]:
+    return [figure_text(figures[name]) for name in names]
+
+
+def figure_text(value: float | None) -> str:
+    """A figure with as many digits as mean something."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
