@@ -49,9 +49,7 @@ def summarise(spec: TaskSpec, history: History, comparison: Comparison, *, seed:
         "versions": head.version,
         "phase": head.phase,
         "phase_reason": head.phase_reason,
-        "updates": {
-            outcome: counters[outcome] for outcome in ("aggregated", "stale", "duplicate", "rejected", "over_budget", "lost")
-        },
+        "updates": history.counters(),
         "institutions": [_institution(part, comparison, names) for part in history.parts()],
         "federated": _picked(comparison.federated, names),
         "pooled": _picked(comparison.pooled, names),
