@@ -138,14 +138,14 @@ class PrivateCluster:
 
     folder: Path
     nodes: list[PrivateNode]
-    _companions: list[subprocess.Popen[bytes]]
+    companions: list[subprocess.Popen[bytes]]
 
     def stop(self, *, remove: bool = False) -> None:
         """Stops all nodes and companions; a folder that is to be removed needs no farewell."""
         end_all(self.folder, grace_seconds=0 if remove else _STOP_SECONDS)
         for node in self.nodes:
             node.forget()
-        for companion in self._companions:
+        for companion in self.companions:
             companion.terminate()
             companion.wait()
         if remove:

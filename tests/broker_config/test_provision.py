@@ -1,0 +1,151 @@
+"""Bringing a real broker to the topology, and seeing where it is not."""
+
+import pytest
+
+from broker_config.definitions import Permission
+from broker_config.logins import Logins
+from broker_config.management import Management
+from broker_config.provision import (
+    administration,
+    check,
+    demand_room,
+    export,
+    needed_bytes,
+    provision,
+    remove_institution,
+    remove_vhost,
+)
+from broker_config.topology import LEAD, Limits, topology
+from shared.broker import Message
+from shared.errors import BrokerUnavailableError, TopologyError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def applied(rabbitmq_server):
+    return rabbitmq_server.logins.model_copy(update={"limits": LIMITS})
+
+
+LIMITS = Limits(update_bytes=MIB, model_stream_bytes=64 * MIB, state_stream_bytes=64 * MIB, dead_letter_bytes=16 * MIB)
+MEMBERS = ("bank-a", "bank-b", "bank-c")
+
+
+def problems(logins: Logins) -> list[str]:
+    return [str(drift) for drift in check(logins, MEMBERS)]
+
+
+def test_limits_that_do_not_fit_on_the_disk_are_refused_with_the_numbers():
+    # 3 institutions x 3 MiB, two streams of 64 MiB, three streams' last segments of 64 MiB, 16 MiB of dead letters
+    assert needed_bytes(LIMITS, 3) == (9 + 128 + 192 + 16) * MIB
+    objects = topology(MEMBERS, LIMITS)
+    demand_room(objects, {"node n1": 345 * MIB})
+    with pytest.raises(TopologyError, match="361,758,720 bytes of messages, and node n1 has 361,758,719"):
+        demand_room(objects, {"node n1": 345 * MIB - 1})
+
+
+def test_a_broker_that_is_not_there_is_said_with_its_address():
+    nowhere = Management("http://127.0.0.1:1", user="admin", password="x", vhost="/")
+    with nowhere, pytest.raises(BrokerUnavailableError, match=r"http://127\.0\.0\.1:1"):
+        nowhere.version()
+
+
+@pytest.mark.rabbitmq
+def test_a_wrong_administrator_is_refused(private_node):
+    stranger = Management(private_node.management_url, user="admin", password="x", vhost="/")
+    with stranger, pytest.raises(TopologyError, match="user admin"):
+        stranger.version()
+
+
+@pytest.mark.rabbitmq
+def test_applying_twice_changes_nothing_and_leaves_one_token(applied, rabbitmq_server):
+    assert problems(applied) == []
+    with administration(applied) as management:
+        before = management.definitions()
+        provision(applied, MEMBERS)
+        assert management.definitions() | {"rabbitmq_version": ""} == before | {"rabbitmq_version": ""}
+    assert rabbitmq_server.depth(LEAD) == 1
+
+
+@pytest.mark.rabbitmq
+def test_a_held_token_is_not_doubled(applied, rabbitmq_server):
+    leader = rabbitmq_server.connect("aggregator")
+    leader.consume(LEAD, prefetch=1)
+    assert leader.receive(10) is not None
+    provision(applied, MEMBERS)
+    assert rabbitmq_server.depth(LEAD) == 0
+
+
+@pytest.mark.rabbitmq
+def test_each_kind_of_drift_is_found_and_applying_mends_what_can_be(applied, rabbitmq_server):
+    with administration(applied) as management:
+        management.delete_queue("fl.ctl.bank-a")
+        management.delete_exchange("fl.upd.bank-b")
+        management.permit(Permission("bank-c", write=".*", read="^$"))
+        management.permit(Permission("viewer", write="^$", read="^fl.model$"))
+    found = problems(applied)
+    assert "queues fl.ctl.bank-a: missing" in found
+    assert "bindings fl.ctl.bank-a.in -> queue fl.ctl.bank-a: missing" in found
+    assert "exchanges fl.upd.bank-b: missing" in found
+    assert r"permissions bank-c: write is '.*', not '^fl\\.upd\\.bank\\-c$'" in found
+    assert "permissions viewer: read is '^fl.model$', not '^$'" in found
+    provision(applied, MEMBERS)
+    assert problems(applied) == []
+
+
+@pytest.mark.rabbitmq
+def test_other_limits_are_a_drift_of_the_policy_and_can_be_applied_live(applied):
+    wider = applied.model_copy(update={"limits": Limits(update_bytes=2 * MIB, model_stream_bytes=64 * MIB)})
+    assert any(problem.startswith("policies fl-upd: definition is") for problem in problems(wider))
+    provision(wider, MEMBERS)
+    assert problems(wider) == []
+
+
+@pytest.mark.rabbitmq
+def test_what_is_not_part_of_the_topology_is_a_drift(applied):
+    found = [str(drift) for drift in check(applied, ["bank-a", "bank-b"])]
+    assert "queues fl.upd.bank-c: not part of the topology" in found
+    assert "permissions bank-c: not part of the topology" in found
+
+
+@pytest.mark.rabbitmq
+def test_a_queue_with_other_arguments_is_refused_not_replaced(applied, rabbitmq_server):
+    rabbitmq_server.remove_queue(LEAD)
+    plain = {**export(applied, MEMBERS), "users": [], "permissions": [], "policies": []}
+    queues = [{**queue, "arguments": {"x-queue-type": "quorum"}} if queue["name"] == LEAD else queue for queue in plain["queues"]]
+    with administration(applied) as management:
+        management.import_definitions({**plain, "queues": queues})
+        management.publish("fl.lead.in", Message(b"", "token", "lead"))
+    with pytest.raises(TopologyError, match=r"queues fl\.lead: arguments is"):
+        provision(applied, MEMBERS)
+    assert rabbitmq_server.depth(LEAD) == 1
+
+
+@pytest.mark.rabbitmq
+def test_a_login_with_another_password_is_not_overwritten(applied):
+    other = applied.model_copy(update={"users": applied.users | {"bank-a": "another"}})
+    with pytest.raises(TopologyError, match="the login bank-a with another password"):
+        provision(other, MEMBERS)
+    assert problems(other) == ["users bank-a: has another password than ours"]
+    assert problems(applied) == []
+
+
+@pytest.mark.rabbitmq
+def test_removing_a_virtual_host_removes_only_logins_that_are_nowhere_else(rabbitmq_server, private_node):
+    mine = rabbitmq_server.logins.with_institutions(["guest-bank"])
+    mine = mine.model_copy(update={"vhost": "short-lived", "amqp": private_node.amqp_url("short-lived")})
+    provision(mine, ["guest-bank"], free_bytes=private_node.free_bytes)
+    remove_vhost(mine)
+    with administration(rabbitmq_server.logins) as management:
+        known = management.users().keys()
+        assert "guest-bank" not in known
+        assert {"bank-a", "aggregator", "admin"} <= known
+        assert "short-lived" not in [each["name"] for each in management.definitions()["vhosts"]]
+
+
+@pytest.mark.rabbitmq
+def test_removing_an_institution_leaves_nothing_of_it(applied, rabbitmq_server):
+    rabbitmq_server.declare("bank-y")
+    logins = rabbitmq_server.logins.model_copy(update={"limits": LIMITS})
+    remove_institution(logins, "bank-y")
+    assert [str(drift) for drift in check(logins, MEMBERS)] == []
