@@ -9,13 +9,16 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from operator_console.history import write_whole
 
 
+Kind = Literal["slow", "killed", "restarted", "note"]
+
+
 class Event(BaseModel):
     """`at_ms` is the wall clock, as in manifests. `text` is a sentence for people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at_ms: int
-    kind: Literal["slow", "killed", "restarted", "note"]
+    kind: Kind
     institution: str | None = None
     text: str
 

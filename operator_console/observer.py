@@ -1,6 +1,7 @@
 """Follows the lineage on a thread of its own, as an operator may: a view, never a part of the federation."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -11,7 +12,6 @@ from broker_config.topology import LINEAGE
 from shared import messages
 from shared.broker import Broker, Delivery
 from shared.errors import FederationError
-from shared.lineage import Lineage
 from shared.messages import ManifestRecord
 from shared.parameters import Parameters
 
@@ -19,20 +19,24 @@ log = structlog.get_logger()
 
 
 class Observer:
-    """Calls `on_record` for every manifest of the chain from the first record on; `lineage` is the newest state."""
+    """Calls `on_record` for every manifest of the chain from the first record on, and again after a reconnection."""
 
     def __init__(self, connect: Callable[[], Broker], on_record: Callable[[ManifestRecord, Delivery], None]) -> None:
-        self.lineage = Lineage()
         self.failure: FederationError | None = None
         self._connect = connect
         self._on_record = on_record
-        self._seen = ""
+        self._last_at = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def start(self) -> None:
         """Starts following."""
         self._thread.start()
+
+    def wait_quiet(self, seconds: float) -> None:
+        """Returns once nothing came for so long."""
+        while (quiet := time.monotonic() - self._last_at) < seconds:
+            time.sleep(seconds - quiet)
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -47,7 +51,7 @@ class Observer:
 
     def _follow(self) -> None:
         broker = self._connect()
-        reader = LineageReader(broker, on_record=self._tell)
+        reader = LineageReader(broker, on_record=self._on_record)
         try:
             broker.consume(LINEAGE, prefetch=64, start="first")
             while not self._stopping.is_set():
@@ -55,16 +59,9 @@ class Observer:
                 if delivery is not None:
                     reader.take(delivery)
                     broker.ack(delivery)
-                    self.lineage = reader.lineage
+                    self._last_at = time.monotonic()
         finally:
             broker.close()
-
-    def _tell(self, record: ManifestRecord, delivery: Delivery) -> None:
-        """A new connection reads from the first record again; what was told is not told twice."""
-        if self._seen and record.manifest.previous != self._seen:
-            return
-        self._seen = record.hash
-        self._on_record(record, delivery)
 
 
 def newest_model(connect: Callable[[], Broker]) -> tuple[ManifestRecord, Parameters]:

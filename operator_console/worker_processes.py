@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,3 +75,31 @@ class WorkerProcess:
 def entry_point(program: str) -> str:
     """The path of one of our programs beside the interpreter that runs this."""
     return str(Path(sys.executable).with_name(program))
+
+
+@contextmanager
+def watched_over(folder: Path) -> Iterator[None]:
+    """While inside, a small process ends everything marked with `folder`, should this one be killed with -9."""
+    command = [sys.executable, "-m", "broker_config.watch", str(folder), str(os.getpid())]
+    watcher = subprocess.Popen(  # noqa: S603 - every word of the command is ours
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        watcher.terminate()
+        watcher.wait()
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """While inside, SIGTERM unwinds like Ctrl-C: workers and broker are stopped in order."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
