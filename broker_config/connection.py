@@ -4,6 +4,7 @@ import random
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pika
@@ -50,12 +51,26 @@ def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
     Raises SettingsError for an unusable url or password file, TopologyError where the login is refused,
     BrokerUnavailableError where no node answers.
     """
+    connection, places = _connected(settings, name)
+    return RabbitmqBroker(connection, user=settings.user, where=places)
+
+
+def waiting_messages(settings: ConnectionSettings, queue: str) -> int:
+    """Messages that wait in a queue, told at once; the management API tells them seconds late."""
+    connection, places = _connected(settings, "fedqueue broker")
+    try:
+        with translated(f"look at {queue} at {places} as {settings.user}"):
+            return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+    finally:
+        RabbitmqBroker(connection, user=settings.user, where=places).close()
+
+
+def _connected(settings: ConnectionSettings, name: str) -> tuple[Any, str]:
     nodes = [_parameters(url.strip(), settings, name) for url in settings.url.split(",")]
     random.shuffle(nodes)
     places = ", ".join(f"{node.host}:{node.port}" for node in nodes)
     with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
-        connection = pika.BlockingConnection(nodes)
-    return RabbitmqBroker(connection, user=settings.user, where=places)
+        return pika.BlockingConnection(nodes), places
 
 
 def _parameters(url: str, settings: ConnectionSettings, name: str) -> pika.ConnectionParameters:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from broker_config.connection import waiting_messages
 from broker_config.definitions import ADMIN, Document, Permission, definitions, password_hash, users
 from broker_config.drift import EXTRA, Drift, drifts
 from broker_config.logins import Logins
@@ -57,7 +58,7 @@ def provision(
         management.import_definitions(definitions(objects, logins.vhost, hashes))
         management.permit(Permission(logins.administrator, write=".*", read=".*", configure=".*"))
         _demand_equal_queues(_drifts(logins, objects, management))
-        if not had_lead or _is_without_token(management):
+        if not had_lead or _is_without_token(logins, management):
             management.publish(entrance(LEAD), TOKEN)
 
 
@@ -66,7 +67,7 @@ def check(logins: Logins, institutions: Iterable[str], limits: Limits | None = N
     objects = topology(institutions, limits or logins.limits)
     with administration(logins) as management:
         found = _drifts(logins, objects, management)
-        if not found and _is_without_token(management):
+        if not found and _is_without_token(logins, management):
             return [Drift("queues", LEAD, "holds no token, so nobody can lead")]
         return found
 
@@ -181,8 +182,10 @@ def _demand_equal_queues(found: Iterable[Drift]) -> None:
             raise TopologyError(f"{drift}; a queue cannot be changed: delete it, with what it holds, and apply again")
 
 
-def _is_without_token(management: Management) -> bool:
+def _is_without_token(logins: Logins, management: Management) -> bool:
     """Whether LEAD holds no message, waiting or delivered; a second token would make two leaders, so look for long."""
+    if waiting_messages(logins.settings(logins.administrator), LEAD) > 0:
+        return False
     deadline = time.monotonic() + _STATISTICS_SECONDS
     while time.monotonic() < deadline:
         if int(management.queue(LEAD).get("messages", 0)) > 0:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import pika
 import pytest
 
-from broker_config.connection import address, connect
+from broker_config.connection import connect, waiting_messages
 from broker_config.logins import Logins, create
 from broker_config.memory import MemoryRabbit
 from broker_config.node import SYSTEM, Installation, PrivateNode, start_node
@@ -92,11 +91,7 @@ class RabbitmqServer:
             management.close_connections(user)
 
     def depth(self, queue: str) -> int:
-        """Messages that wait, at once; the management API tells them seconds late."""
-        host, port, vhost = address(self.logins.amqp)
-        credentials = pika.PlainCredentials(self.logins.administrator, self.logins.users[self.logins.administrator])
-        with pika.BlockingConnection(pika.ConnectionParameters(host, port, vhost, credentials)) as connection:
-            return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+        return waiting_messages(self.logins.settings(self.logins.administrator), queue)
 
     def close(self) -> None:
         for broker in self._open:
