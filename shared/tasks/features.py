@@ -1,5 +1,6 @@
 """Rows into numbers, by public ranges and categories alone: nothing is computed from the data, so scaling leaks nothing."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,10 +102,12 @@ def _number(cell: object, row: int, name: str, source: str) -> float:
 
 
 def _scale(numeric: Numeric, values: NDArray[np.float64]) -> NDArray[np.float32]:
-    missing = np.isnan(values)
-    above = np.clip(values, numeric.minimum, numeric.maximum) - numeric.minimum
-    span = numeric.maximum - numeric.minimum
-    share = np.log1p(above) / np.log1p(span) if numeric.log else above / span
+    missing = np.isnan(values) | np.isin(values, numeric.missing_values)
+    span = numeric.minimum, numeric.maximum
+    position, first, last = np.clip(values, *span), *span
+    if numeric.log:
+        position, first, last = np.log1p(position), math.log1p(first), math.log1p(last)
+    share = (position - first) / (last - first)
     scaled = np.where(missing, 0.0, 2.0 * share - 1.0)
     block = np.column_stack([scaled, missing]) if numeric.missing == "indicator" else scaled[:, None]
     return block.astype(np.float32)
@@ -112,10 +115,9 @@ def _scale(numeric: Numeric, values: NDArray[np.float64]) -> NDArray[np.float32]
 
 def _one_hot(categorical: Categorical, values: list[str]) -> NDArray[np.float32]:
     slots = {category: slot for slot, category in enumerate(categorical.categories)}
-    other = len(slots)
-    block = np.zeros((len(values), other + 1), dtype=np.float32)
-    block[np.arange(len(values)), [slots.get(value, other) for value in values]] = 1.0
-    return block
+    block = np.zeros((len(values), len(slots) + 1), dtype=np.float32)
+    block[np.arange(len(values)), [slots.get(value, len(slots)) for value in values]] = 1.0
+    return block[:, : categorical.width]
 
 
 def _labels(spec: TaskSpec, columns: pa.Table, source: str) -> NDArray[Any]:

@@ -82,18 +82,24 @@ class Label(Frozen):
 
 
 class Numeric(Frozen):
-    """Columns scaled from their public range to [-1, 1]; what lies outside counts as the nearest end."""
+    """Columns scaled from their public range to [-1, 1], by log(1 + value) with `log`; beyond an end counts as the end.
+
+    Empty cells and the numbers of `missing_values` count as the midpoint, and with `missing = "indicator"` set one more input.
+    """
 
     columns: Columns
     minimum: Finite
     maximum: Finite
     log: bool = False
     missing: Literal["midpoint", "indicator"] = "midpoint"
+    missing_values: tuple[Finite, ...] = ()
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.minimum >= self.maximum:
             raise ValueError(f"minimum {self.minimum:g} must be below maximum {self.maximum:g}")
+        if self.log and self.minimum <= -1:
+            raise ValueError(f"log needs a minimum above -1, not {self.minimum:g}; remove log or raise the minimum")
         return self
 
     @field_validator("columns")
@@ -113,10 +119,15 @@ class Numeric(Frozen):
 
 
 class Categorical(Frozen):
-    """Columns turned into one input per public category, and one more for anything else, missing values included."""
+    """Columns turned into one input per public category, and with `other` one more for anything else, missing values included.
+
+    Without `other` anything else sets no input at all. That suits a category that most rows have: a shorter row loses less
+    to clipping.
+    """
 
     columns: Columns
     categories: Annotated[tuple[Category, ...], Field(min_length=1)]
+    other: bool = True
 
     @field_validator("columns")
     @classmethod
@@ -136,7 +147,7 @@ class Categorical(Frozen):
     @property
     def width(self) -> int:
         """Model inputs made of one column."""
-        return len(self.categories) + 1
+        return len(self.categories) + self.other
 
 
 class Model(Frozen):

@@ -1,0 +1,201 @@
+"""The data of a demonstration: each institution's own files, drawn by the seed from real data that ships with fedqueue."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import datasets
+from shared.errors import SettingsError
+
+Row = dict[str, str]
+Rows = list[Row]
+
+MOST_TRAINING_ROWS, MOST_TEST_ROWS = 1000, 600
+INSTITUTIONS = {"sba-loans": 6, "credit-default": 6, "heart-disease": 4, "digits": 5, "mnist": 3}
+"""How many institutions a task has unless the operator says otherwise."""
+SPLITS = {"credit-default": ("age", "limit"), "digits": ("even", "skewed"), "mnist": ("even", "skewed")}
+"""The ways in which a task's rows can be divided; the first is the usual one."""
+MOST_IMAGE_INSTITUTIONS = 10
+
+BANKS = {
+    "BANCO POPULAR NORTH AMERICA": ("banco-popular", "Banco Popular"),
+    "BANK OF AMERICA NATL ASSOC": ("bank-of-america", "Bank of America"),
+    "CAPITAL ONE NATL ASSOC": ("capital-one", "Capital One"),
+    "CITIZENS BANK NATL ASSOC": ("citizens-bank", "Citizens Bank"),
+    "JPMORGAN CHASE BANK NATL ASSOC": ("jpmorgan-chase", "JPMorgan Chase"),
+    "MANUFACTURERS & TRADERS TR CO": ("manufacturers-traders", "Manufacturers & Traders"),
+    "PNC BANK, NATIONAL ASSOCIATION": ("pnc-bank", "PNC Bank"),
+    "TD BANK, NATIONAL ASSOCIATION": ("td-bank", "TD Bank"),
+    "THE HUNTINGTON NATIONAL BANK": ("huntington", "Huntington"),
+    "U.S. BANK NATIONAL ASSOCIATION": ("us-bank", "U.S. Bank"),
+    "WELLS FARGO BANK NATL ASSOC": ("wells-fargo", "Wells Fargo"),
+    "ZIONS FIRST NATIONAL BANK": ("zions-bank", "Zions Bank"),
+}
+HOSPITALS = {
+    "Cleveland": ("cleveland-clinic", "Cleveland Clinic"),
+    "Hungary": ("budapest", "Hungarian Institute of Cardiology"),
+    "Switzerland": ("zurich-basel", "University Hospitals Zurich and Basel"),
+    "VA Long Beach": ("va-long-beach", "V.A. Medical Center Long Beach"),
+}
+# Upper ends, the last one open.
+AGES = {
+    25: "up to 25 years",
+    30: "26 to 30 years",
+    35: "31 to 35 years",
+    40: "36 to 40 years",
+    50: "41 to 50 years",
+    999: "over 50 years",
+}
+LIMITS = {
+    30_000: "limit up to 30,000",
+    50_000: "limit up to 50,000",
+    100_000: "limit up to 100,000",
+    200_000: "limit up to 200,000",
+    300_000: "limit up to 300,000",
+    9_999_999: "limit over 300,000",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoInstitution:
+    """One institution's id, its name for people, and its own files."""
+
+    id: str
+    title: str
+    training_file: Path
+    test_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One institution's rows before they are drawn."""
+
+    id: str
+    title: str
+    rows: Rows
+
+
+def prepare(task: str, *, institutions: int | None, seed: int, folder: Path, split: str | None = None) -> list[DemoInstitution]:
+    """Writes `data/<id>/{training,test}.csv`, `held_out.csv` (all test rows) and `task.toml` into the folder.
+
+    Raises SettingsError for an unknown task or split, for more institutions than there are, or for a missing library.
+    """
+    groups = _groups(task, institutions, seed, split)
+    (folder / "task.toml").write_text(datasets.task_text(task), encoding="utf-8")
+    held_out: Rows = []
+    written = []
+    for number, group in enumerate(groups):
+        rng = np.random.default_rng([seed, number])
+        training, test = _stratified(group.rows, rng) if task == "heart-disease" else _drawn(group.rows, rng)
+        home = folder / "data" / group.id
+        home.mkdir(parents=True, exist_ok=True)
+        _write(home / "training.csv", training)
+        _write(home / "test.csv", test)
+        held_out += test
+        written.append(DemoInstitution(group.id, group.title, home / "training.csv", home / "test.csv"))
+    _write(folder / "held_out.csv", held_out)
+    return written
+
+
+def _groups(task: str, institutions: int | None, seed: int, split: str | None) -> list[Group]:
+    if task not in datasets.TASKS:
+        raise SettingsError(f"no built-in task is called {task!r}; there are {', '.join(datasets.TASKS)}")
+    splits = SPLITS.get(task, ())
+    if split is not None and split not in splits:
+        raise SettingsError(
+            f"the task {task} has no split {split!r}; " + (f"use {' or '.join(splits)}" if splits else "leave --split away")
+        )
+    wanted = INSTITUTIONS[task] if institutions is None else institutions
+    if task in ("digits", "mnist"):
+        most = MOST_IMAGE_INSTITUTIONS
+        groups = _image_groups(task, min(wanted, most), seed, skewed=split == "skewed") if 1 <= wanted <= most else []
+    else:
+        groups = NAMED_GROUPS[task](split)
+        most = len(groups)
+    if not 1 <= wanted <= most:
+        raise SettingsError(f"the task {task} has 1 to {most} institutions, not {wanted}; correct --institutions")
+    return groups[:wanted]
+
+
+def _banks(_split: str | None) -> list[Group]:
+    return _by_name(_shipped("sba-loans"), "bank", BANKS)
+
+
+def _hospitals(_split: str | None) -> list[Group]:
+    return _by_name(_shipped("heart-disease"), "dataset", HOSPITALS)
+
+
+def _clients(split: str | None) -> list[Group]:
+    column, tiers, prefix = ("LIMIT_BAL", LIMITS, "limit") if split == "limit" else ("AGE", AGES, "age")
+    rows: dict[int, Rows] = {end: [] for end in tiers}
+    for row in _shipped("credit-default"):
+        rows[next(end for end in tiers if int(row[column]) <= end)].append(row)
+    return [Group(f"{prefix}-{number}", tiers[end], rows[end]) for number, end in enumerate(tiers, start=1)]
+
+
+NAMED_GROUPS: Mapping[str, Callable[[str | None], list[Group]]] = {
+    "sba-loans": _banks,
+    "credit-default": _clients,
+    "heart-disease": _hospitals,
+}
+
+
+def _by_name(rows: Iterable[Row], column: str, names: Mapping[str, tuple[str, str]]) -> list[Group]:
+    groups = {name: Group(*names[name], []) for name in sorted(names)}
+    for row in rows:
+        groups[row[column]].rows.append(row)
+    return list(groups.values())
+
+
+def _shipped(task: str) -> Rows:
+    with datasets.open_rows(task) as file:
+        return list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")))
+
+
+def _image_groups(task: str, institutions: int, seed: int, *, skewed: bool) -> list[Group]:
+    """Skewed: half of the images of a digit are at one institution, the others anywhere."""
+    try:
+        images, digits = datasets.images(task)
+    except ImportError as error:
+        raise SettingsError(f'the images of {task} come with {error.name}; run: .venv/bin/pip install -e ".[{task}]"') from error
+    rng = np.random.default_rng([seed, len(digits)])
+    owner = rng.integers(institutions, size=len(digits))
+    if skewed:
+        owner = np.where(rng.random(len(digits)) < 0.5, digits % institutions, owner)
+    groups = [Group(f"institution-{number}", f"Institution {number}", []) for number in range(1, institutions + 1)]
+    for image, digit, at in zip(images, digits, owner, strict=True):
+        pixels = {f"p{position}": f"{value:g}" for position, value in enumerate(image)}
+        groups[at].rows.append(pixels | {"digit": str(digit)})
+    return groups
+
+
+def _drawn(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """At most 1,000 rows to train on and 600 to test on, or 5 to 3 of what there is."""
+    training = min(MOST_TRAINING_ROWS, len(rows) * 5 // 8)
+    test = min(MOST_TEST_ROWS, len(rows) - training)
+    order = rng.permutation(len(rows))
+    return [rows[at] for at in order[:training]], [rows[at] for at in order[training : training + test]]
+
+
+def _stratified(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Two thirds (66 %) of the patients with and without disease each."""
+    training: Rows = []
+    test: Rows = []
+    for ill in (False, True):
+        some = [row for row in rows if (row["num"] != "0") == ill]
+        order = rng.permutation(len(some))
+        cut = round(0.66 * len(some))
+        training += [some[at] for at in order[:cut]]
+        test += [some[at] for at in order[cut:]]
+    return training, test
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,92 @@
+"""What a federation is compared with: each institution alone, and all rows in one place; neither with noise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from client_worker.training import LocalTrainer, LocalTraining
+from shared.parameters import Array
+from shared.tasks.features import Dataset
+from shared.tasks.loss import loss
+from shared.tasks.metrics import Figures, evaluate
+from shared.tasks.models import build_model, initial_parameters, to_parameters
+from shared.tasks.spec import LOWER_IS_BETTER, TaskSpec
+
+PENALTIES = (1e-3, 1e-2, 3e-2)  # times half the squared norm of the parameters, beside the mean loss
+MOST_ITERATIONS = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Baseline:
+    """A model, its figures on the union of all institutions' test rows, and on the test rows it was chosen by."""
+
+    parameters: dict[str, Array]
+    union: Figures
+    own: Figures
+
+
+def alone(spec: TaskSpec, training: Dataset, own_test: Dataset, union_test: Dataset, *, seed: int) -> Baseline:
+    """The best that an institution can do by itself, generously: of several trainings, the one with the best own test figure.
+
+    The choice is among training to convergence under each of PENALTIES and as many plain SGD steps as in the federation.
+    """
+    candidates = [(parameters, evaluate(spec, parameters, own_test)) for parameters in _candidates(spec, training, seed)]
+    parameters, own = max(candidates, key=lambda candidate: _merit(spec, candidate[1]))
+    return Baseline(parameters, evaluate(spec, parameters, union_test), own)
+
+
+def pooled(spec: TaskSpec, trainings: Sequence[Dataset], union_test: Dataset, *, seed: int) -> Baseline:
+    """The same for all rows in one place, which the institutions cannot do."""
+    return alone(spec, union(trainings), union_test, union_test, seed=seed)
+
+
+def union(datasets: Sequence[Dataset]) -> Dataset:
+    """All rows, in the order given."""
+    return Dataset(np.concatenate([each.features for each in datasets]), np.concatenate([each.labels for each in datasets]))
+
+
+def _merit(spec: TaskSpec, figures: Figures) -> float:
+    figure = figures[spec.first_metric]
+    if figure is None:
+        return -np.inf
+    return -figure if spec.first_metric in LOWER_IS_BETTER else figure
+
+
+def _candidates(spec: TaskSpec, training: Dataset, seed: int) -> Iterator[dict[str, Array]]:
+    for penalty in PENALTIES:
+        yield _converged(spec, training, penalty, seed)
+    yield _same_steps(spec, training, seed)
+
+
+def _converged(spec: TaskSpec, training: Dataset, penalty: float, seed: int) -> dict[str, Array]:
+    """Minimised by L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5)."""
+    model = build_model(spec, seed=seed)
+    weights = list(model.parameters())
+    optimizer = torch.optim.LBFGS(weights, max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
+    features, labels = torch.from_numpy(training.features), torch.from_numpy(training.labels)
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        mean = loss(spec.kind, model(features), labels) / len(training)
+        value = mean + penalty / 2 * sum((weight.square().sum() for weight in weights), torch.zeros(()))
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    return to_parameters(model)
+
+
+def _same_steps(spec: TaskSpec, training: Dataset, seed: int) -> dict[str, Array]:
+    trainer = LocalTrainer(spec, device="cpu", private=False)
+    base = initial_parameters(spec, seed)
+    local = LocalTraining(
+        steps=spec.training.steps * spec.training.updates,
+        sample_rate=spec.training.sample_rate,
+        learning_rate=spec.training.learning_rate,
+        clipping_norm=spec.training.clipping_norm,
+        noise_multiplier=None,
+    )
+    delta = trainer.local_update(base, training, local)
+    return {name: base[name] + delta[name] for name in base}

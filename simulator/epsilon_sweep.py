@@ -1,0 +1,91 @@
+"""What privacy costs: the same federation, data and seed, without noise and at epsilon 8, 3 and 1, in one process.
+
+python -m simulator.epsilon_sweep --folder DIR --seed 0 --out FILE: DIR as written by `operator_console.demo_data.prepare`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from client_worker.data import load_dataset
+from shared.errors import FederationError, SettingsError
+from shared.tasks.features import Dataset
+from shared.tasks.metrics import Figures, evaluate
+from shared.tasks.spec import TaskSpec, parse_task
+from simulator.federation import Member, Options, simulate
+
+EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0, 1.0)
+SLOW_FACTOR = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run's figures on the held-out rows; epsilon None is the run without noise."""
+
+    epsilon: float | None
+    noise_multiplier: float | None
+    metrics: Figures
+
+
+def sweep(
+    spec: TaskSpec, members: Sequence[Member], held_out: Dataset, options: Options, *, epsilons: Sequence[float | None] = EPSILONS
+) -> list[Row]:
+    """A row for each epsilon, everything else as in `options`."""
+    rows = []
+    for epsilon in epsilons:
+        run = simulate(spec, members, replace(options, epsilon=epsilon))
+        rows.append(Row(epsilon, run.noise_multiplier, evaluate(spec, run.parameters, held_out)))
+    return rows
+
+
+def members_with_one_slow(trainings: dict[str, Dataset], *, seed: int) -> list[Member]:
+    """Durations of about one virtual second each, drawn by the seed, and ten times as long for one of the institutions."""
+    rng = np.random.default_rng(seed)
+    durations = rng.uniform(0.9, 1.1, len(trainings))
+    durations[rng.integers(len(trainings))] *= SLOW_FACTOR
+    return [Member(name, data, float(seconds)) for (name, data), seconds in zip(trainings.items(), durations, strict=True)]
+
+
+def read_folder(folder: Path) -> tuple[TaskSpec, dict[str, Dataset], Dataset]:
+    """The task, the institutions' training rows by id, sorted, and the held-out rows. Raises SettingsError."""
+    task = folder / "task.toml"
+    try:
+        spec = parse_task(task.read_text(encoding="utf-8"), source=str(task))
+    except OSError as error:
+        raise SettingsError(f"{task}: {error.strerror}; give the folder that the demonstration's data was written to") from error
+    files = sorted((folder / "data").glob("*/training.csv"))
+    trainings = {file.parent.name: load_dataset(spec, file) for file in files}
+    return spec, trainings, load_dataset(spec, folder / "held_out.csv", for_training=False)
+
+
+def until_the_fast_are_done(spec: TaskSpec, institutions: int, updates: int | None) -> int:
+    """Updates in all when the one slow institution has given a tenth of what each of the others gives."""
+    each = updates or spec.training.updates
+    return each if institutions == 1 else (institutions - 1) * each + max(1, each // 10)
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Folder with task.toml, data/ and held_out.csv.")],
+    out: Annotated[Path, typer.Option(help="File to write the rows to, as JSON.")],
+    seed: Annotated[int, typer.Option(help="Initialisation and schedule.")] = 0,
+    updates: Annotated[int | None, typer.Option(help="Updates of each institution; the task's unless given.")] = None,
+) -> None:
+    """Runs the sweep on a demonstration's data and writes one JSON list."""
+    try:
+        spec, trainings, held_out = read_folder(folder)
+        total = until_the_fast_are_done(spec, len(trainings), updates)
+        options = Options(seed=seed, updates=updates, total=total)
+        rows = sweep(spec, members_with_one_slow(trainings, seed=seed), held_out, options)
+    except FederationError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
