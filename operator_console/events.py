@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from operator_console.history import write_whole
 
-
 Kind = Literal["slow", "killed", "restarted", "note"]
 
 
