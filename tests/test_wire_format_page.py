@@ -1,0 +1,313 @@
+"""The examples of docs/wire-format.md are what the code writes, and a program that knows only the page can read and write them."""
+
+import hashlib
+import hmac
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from aggregator_worker.admission import admit
+from shared import codec, messages
+from shared.chunks import HEADERS, head, split
+from shared.lineage import Lineage, fold, fold_claim
+from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
+from shared.plan import Plan
+
+PAGE = Path(__file__).parent.parent / "docs" / "wire-format.md"
+RUN, SECRET = "0123456789abcdef", b"run secret"
+PLAN = Plan(task="toy", task_hash="0" * 64)
+MODEL = {"weight": np.array([[1.0, -2.0]], np.float32), "bias": np.array([0.5], np.float32)}
+DELTA = {"weight": np.array([[0.25, -0.5]], np.float32), "bias": np.array([0.125], np.float32)}
+EXAMPLES = ("model", "hello", "update", "claim", "record-0", "record-1")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def page_bytes(name: str) -> bytes:
+    """The bytes of a block ```hex NAME of the page; what follows a # on a line is for people."""
+    (block,) = re.findall(rf"^```hex {re.escape(name)}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return bytes.fromhex("".join(line.partition("#")[0] for line in block.splitlines()))
+
+
+def written_by_the_code() -> dict[str, bytes]:
+    """The run of the page: one institution, version 0, its update, and version 1 that settles it."""
+    alias = messages.pseudonym(SECRET, "bank-a")
+    model = messages.encode_model(RUN, MODEL)
+    base = BlobName(hash=codec.content_hash(model), size=len(model))
+    zero = messages.manifest_record(1, a_manifest(base, alias), Location(offset=0, chunks=1))
+    update = messages.encode("update", an_update(base, zero.manifest.plan_hash), DELTA)
+    second = {name: MODEL[name] + DELTA[name] for name in MODEL}
+    next_model = messages.encode_model(RUN, second)
+    one = messages.manifest_record(
+        1, the_next_manifest(zero, next_model, alias=alias, update_hash=codec.content_hash(update)), Location(offset=1, chunks=1)
+    )
+    return {
+        "model": model,
+        "update": update,
+        "hello": messages.encode("hello", a_hello()),
+        "claim": messages.encode("claim", Claim(run_id=RUN, epoch=1, claimant="operator")),
+        "record-0": messages.encode_record(zero),
+        "record-1": messages.encode_record(one),
+    }
+
+
+def a_manifest(base: BlobName, alias: str) -> Manifest:
+    return Manifest(
+        run_id=RUN,
+        version=0,
+        previous="",
+        model=base,
+        state=None,
+        plan_hash=PLAN.hash,
+        plan=PLAN,
+        phase="running",
+        phase_reason="",
+        settled=[],
+        whole=True,
+        table={alias: Entry(incarnation=1)},
+        scalars={},
+        operations=[],
+        operation_ids=[],
+        metrics={},
+    )
+
+
+def an_update(base: BlobName, plan_hash: str) -> Update:
+    return Update(
+        run_id=RUN,
+        institution="bank-a",
+        incarnation=1,
+        sequence=1,
+        base_version=0,
+        base_hash=base.hash,
+        plan_hash=plan_hash,
+        num_examples=1000,
+        privacy=PrivacyStatement(
+            mechanism="dp-sgd",
+            clipping_norm=1.0,
+            noise_multiplier=1.5,
+            sample_rate=0.25,
+            steps=10,
+            epsilon_spent=0.75,
+            target_delta=1e-5,
+        ),
+    )
+
+
+def a_hello() -> Hello:
+    return Hello(
+        run_id=RUN,
+        institution="bank-a",
+        incarnation=1,
+        head_sequence=0,
+        head_hash="",
+        nonce="fedcba9876543210",
+        num_examples=1000,
+    )
+
+
+def the_next_manifest(zero: messages.ManifestRecord, model: bytes, *, alias: str, update_hash: str) -> Manifest:
+    settlement = Settlement(
+        institution=alias,
+        incarnation=1,
+        sequence=1,
+        hash=update_hash,
+        outcome="aggregated",
+        base_version=0,
+        base_hash=zero.manifest.model.hash,
+        weight=(1.0).hex(),
+    )
+    entry = Entry(
+        incarnation=1,
+        watermark=1,
+        last_hash=update_hash,
+        epsilon_spent=0.75,
+        target_delta=1e-5,
+        num_examples=1000,
+        nonce="fedcba9876543210",
+        total_weight=(1.0).hex(),
+        counters=Counters(aggregated=1),
+    )
+    changes = {
+        "version": 1,
+        "previous": zero.hash,
+        "model": BlobName(hash=codec.content_hash(model), size=len(model)),
+        "plan": None,
+        "settled": [settlement],
+        "whole": False,
+        "table": {alias: entry},
+        "metrics": {"auc": 0.75},
+    }
+    return zero.manifest.model_copy(update=changes)
+
+
+def read_body(body: bytes) -> tuple[str, dict[str, Any], dict[str, tuple[list[int], tuple[float, ...]]]]:
+    """A body by the page alone: kind, fields, and each tensor's shape and numbers."""
+    schema, kind, fields, tensors = msgpack.unpackb(body)
+    assert schema == 1
+    numbers = {}
+    for name, dtype, shape, encoding, scale, data in tensors:
+        assert (dtype, encoding, scale) == ("float32", "raw", None)
+        numbers[name] = (shape, struct.unpack(f"<{len(data) // 4}f", data))
+    return kind, fields, numbers
+
+
+def write_body(kind: str, fields: dict[str, Any], tensors: dict[str, tuple[list[int], list[float]]]) -> bytes:
+    """A body by the page alone."""
+    packed = [
+        [name, "float32", shape, "raw", None, struct.pack(f"<{len(numbers)}f", *numbers)]
+        for name, (shape, numbers) in sorted(tensors.items())
+    ]
+    return bytes(msgpack.packb([1, kind, fields, packed]))
+
+
+def a_foreign_update() -> bytes:
+    """An update from a program that was written from the page, on the page's model and plan."""
+    _, record, _ = read_body(page_bytes("record-0"))
+    _, manifest, _ = read_body(record["content"])
+    privacy = {
+        "mechanism": "dp-sgd",
+        "clipping_norm": 1.0,
+        "noise_multiplier": 1.5,
+        "sample_rate": 0.25,
+        "steps": 10,
+        "epsilon_spent": 1.25,
+        "target_delta": manifest["plan"]["privacy"]["target_delta"],
+    }
+    fields = {
+        "run_id": manifest["run_id"],
+        "institution": "bank-a",
+        "incarnation": 1,
+        "sequence": 1,
+        "base_version": manifest["version"],
+        "base_hash": manifest["model"]["hash"],
+        "plan_hash": manifest["plan_hash"],
+        "num_examples": 3,
+        "privacy": privacy,
+    }
+    return write_body("update", fields, {"weight": ([1, 2], [-1.0, 4.0]), "bias": ([1], [8.0])})
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_of_the_page_is_byte_for_byte_what_the_code_writes(name: str) -> None:
+    assert page_bytes(name).hex() == written_by_the_code()[name].hex()
+
+
+def test_every_hex_block_of_the_page_is_one_of_the_examples() -> None:
+    assert tuple(re.findall(r"^```hex (\S+)$", PAGE.read_text(), re.MULTILINE)) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "manifest-0", "manifest-1", "plan"])
+def test_the_page_states_the_hash_of_each_example(name: str) -> None:
+    whole = name.removeprefix("manifest-")
+    if name == "plan":
+        digest = PLAN.hash
+    elif name in EXAMPLES:
+        digest = sha256(page_bytes(name))
+    else:
+        digest = sha256(read_body(page_bytes(f"record-{whole}"))[1]["content"])
+
+    assert re.search(rf"^\| `{name}` \| `{digest}` \|", PAGE.read_text(), re.MULTILINE)
+
+
+def test_a_reader_who_knows_only_the_page_finds_the_update_and_the_model_it_is_based_on() -> None:
+    kind, fields, delta = read_body(page_bytes("update"))
+    _, _, model = read_body(page_bytes("model"))
+
+    assert kind == "update"
+    assert fields["base_hash"] == sha256(page_bytes("model"))
+    assert fields["privacy"]["epsilon_spent"] == 0.75
+    assert delta == {"weight": ([1, 2], (0.25, -0.5)), "bias": ([1], (0.125,))}
+    assert model == {"weight": ([1, 2], (1.0, -2.0)), "bias": ([1], (0.5,))}
+
+
+def test_the_chain_of_the_page_can_be_followed_with_sha256_alone() -> None:
+    zero, one = (read_body(page_bytes(name))[1] for name in ("record-0", "record-1"))
+    _, first, _ = read_body(zero["content"])
+    _, second, _ = read_body(one["content"])
+    alias = hmac.new(SECRET, b"bank-a", hashlib.sha256).hexdigest()[:16]
+
+    assert (first["previous"], second["previous"]) == ("", sha256(zero["content"]))
+    assert second["settled"][0]["hash"] == second["table"][alias]["last_hash"] == sha256(page_bytes("update"))
+    assert second["table"][alias]["watermark"] == 1
+
+
+def test_our_fold_takes_the_records_of_the_page() -> None:
+    claim = messages.decode(Claim, "claim", page_bytes("claim"), max_bytes=10_000)
+    known, verdict = fold_claim(Lineage(), claim)
+    verdicts = [verdict]
+    for name in ("record-0", "record-1", "record-0"):
+        known, verdict = fold(known, messages.decode_record(page_bytes(name), max_bytes=10_000))
+        verdicts.append(verdict)
+
+    assert verdicts == ["claim", "extended", "extended", "ignored"]
+    assert known.complete
+    assert known.head is not None
+    assert known.head.manifest.version == 1
+
+
+def test_an_update_written_from_the_page_alone_is_admitted() -> None:
+    known, _ = fold_claim(Lineage(), Claim(run_id=RUN, epoch=1, claimant="operator"))
+    known, _ = fold(known, messages.decode_record(page_bytes("record-0"), max_bytes=10_000))
+
+    update, delta = messages.decode_update(a_foreign_update(), max_bytes=10_000)
+    admission = admit(update, delta, lineage=known, shapes={"weight": (1, 2), "bias": (1,)})
+
+    assert update.num_examples == 3
+    assert delta["weight"].tolist() == [[-1.0, 4.0]]
+    assert delta["bias"].tolist() == [8.0]
+    assert (admission.outcome, admission.staleness) == ("aggregated", 0)
+
+
+def test_the_headers_that_the_page_lists_are_the_headers_of_a_chunk() -> None:
+    section = PAGE.read_text().partition("### Headers of a chunk")[2].partition("\n### ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    (chunk,) = split(a_foreign_update(), kind="update", run_id=RUN, identity="bank-a/1/1", chunk_bytes=2**20)
+
+    assert tuple(listed) == HEADERS == tuple(chunk.headers)
+    assert head(chunk, max_bytes=2**20).content == sha256(a_foreign_update())
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("update", Update.model_fields),
+        ("Privacy statement", PrivacyStatement.model_fields),
+        ("hello", Hello.model_fields),
+        ("report", messages.Report.model_fields),
+        ("control", messages.Control.model_fields),
+        ("operation", messages.Operation.model_fields),
+        ("claim", Claim.model_fields),
+        ("manifest", Manifest.model_fields),
+        ("Settlement", Settlement.model_fields),
+        ("Entry of the table", Entry.model_fields),
+        ("Operation outcome", messages.OperationOutcome.model_fields),
+    ],
+)
+def test_the_page_lists_every_field_of_a_message_in_its_order(heading: str, fields: dict[str, Any]) -> None:
+    section = re.search(rf"^###+ {re.escape(heading)}\n(.*?)(?=^##)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert section is not None, f"the page has no section {heading!r}"
+    listed = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
+
+    assert listed == list(fields)
+
+
+def test_the_page_lists_every_field_of_a_plan() -> None:
+    section = PAGE.read_text().partition("### plan\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+
+    assert listed == list(_paths(PLAN.model_dump()))
+
+
+def _paths(values: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        found += _paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return found
