@@ -44,7 +44,7 @@ class Installation:
 
     def command(self, *words: str) -> list[str]:
         """A command line that runs in this installation."""
-        return [*words] if self.root == Path("/") else ["chroot", str(self.root), *words]
+        return [*words] if self.root == Path("/") else ["/usr/sbin/chroot", str(self.root), *words]
 
     def seen(self, folder: Path) -> Path:
         """`folder` as programs of this installation see it."""
@@ -168,9 +168,10 @@ def start_cluster(
     installation.demand()
     folder = folder.resolve()
     members = _prepare(folder, nodes, installation)
-    companions = [_start_epmd(folder, members[0]), _start_watcher(folder, remove_with_parent)]
-    cluster = PrivateCluster(folder, members, companions)
+    cluster = PrivateCluster(folder, members, [])
     try:
+        cluster.companions.append(_start_watcher(folder, remove_with_parent))
+        cluster.companions.append(_start_epmd(folder, members[0]))
         for member in members:
             member.launch()
         for member in members:

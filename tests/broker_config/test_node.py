@@ -97,7 +97,7 @@ def test_a_node_ends_with_a_parent_that_is_killed(installation, node_folder, soo
 def test_leftovers_of_a_node_whose_watcher_died_too_can_be_removed(installation, node_folder):
     folder = node_folder()
     cluster = start_node(folder, installation=installation)
-    watcher = cluster.companions[1]
+    watcher = cluster.companions[0]
     watcher.kill()
     assert processes_of(folder)
     remove_leftovers(folder)

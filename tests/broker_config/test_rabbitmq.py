@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from broker_config.connection import address, connect
 from broker_config.node import PrivateCluster, start_node
 from broker_config.provision import administration, provision
-from broker_config.topology import LEAD, LINEAGE, MODEL, update_queue
+from broker_config.topology import LEAD, LINEAGE, MODEL, entrance, update_queue
 from shared.broker import Message
 from shared.errors import BrokerUnavailableError, TopologyError
 
@@ -58,9 +58,9 @@ def test_copies_asked_for_in_a_header_reach_nobody(rabbitmq_server, header):
 
 
 ATTEMPTS = [
-    lambda channel: channel.queue_bind(UPDATES_A, "fl.model.in"),
-    lambda channel: channel.queue_bind(UPDATES_A, "fl.ctl.bank-a.in"),
-    lambda channel: channel.exchange_bind(UPDATES_A, "fl.model.in"),
+    lambda channel: channel.queue_bind(UPDATES_A, entrance(MODEL)),
+    lambda channel: channel.queue_bind(UPDATES_A, entrance("fl.ctl.bank-a")),
+    lambda channel: channel.exchange_bind(UPDATES_A, entrance(MODEL)),
     lambda channel: channel.queue_unbind(UPDATES_A, UPDATES_A),
     lambda channel: channel.queue_declare("fl.mine"),
     lambda channel: channel.queue_declare("", exclusive=True),
