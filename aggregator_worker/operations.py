@@ -64,7 +64,7 @@ def _set_phase(federation: Federation, phase: Phase, reason: str) -> None:
 def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any]) -> None:
     incarnation = arguments.get("incarnation", 1)
     former = federation.table.get(pseudonym)
-    if not isinstance(incarnation, int) or incarnation < 1:
+    if type(incarnation) is not int or incarnation < 1:
         raise RefusedOperationError("the incarnation must be a whole number from 1 on")
     if former is not None and incarnation <= former.incarnation:
         raise RefusedOperationError(f"incarnation {incarnation} is not above {former.incarnation}, which was issued before")
