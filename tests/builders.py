@@ -128,7 +128,9 @@ def a_manifest(version: int = 0, *, previous: str = "", mark: str = "", **change
     )
 
 
-def a_record(version: int = 0, *, after: ManifestRecord | None = None, epoch: int = 1, offset: int = 0, **changes: Any) -> ManifestRecord:
+def a_record(
+    version: int = 0, *, after: ManifestRecord | None = None, epoch: int = 1, offset: int = 0, **changes: Any
+) -> ManifestRecord:
     """A manifest's record that follows another one."""
     manifest = a_manifest(version, previous=after.hash if after else "", **changes)
     return messages.manifest_record(epoch, manifest, Location(offset=offset, chunks=1))
@@ -166,3 +168,12 @@ def as_messages(body: Update | Hello, delta: Parameters | None = None, *, chunk_
 def identity_of(body: Update | Hello) -> str:
     """The id in the chunk headers."""
     return f"{body.institution}/{body.incarnation}/{body.sequence if isinstance(body, Update) else body.nonce}"
+
+
+def commit(federation: Federation, *, epoch: int = 1) -> ManifestRecord:
+    """Settles what is pending, as the worker does, without a broker."""
+    content = messages.encode_model(RUN, federation.model)
+    manifest = federation.next_manifest(BlobName(hash=codec.content_hash(content), size=len(content)), {})
+    record = messages.manifest_record(epoch, manifest, Location(offset=0, chunks=1))
+    federation.advance(folded(record, start=federation.lineage))
+    return record

@@ -20,7 +20,9 @@ def heads(chunks: list[Message]):
 
 
 def changed(message: Message, **headers) -> Message:
-    return replace(message, headers={name: value for name, value in (dict(message.headers) | headers).items() if value is not None})
+    return replace(
+        message, headers={name: value for name, value in (dict(message.headers) | headers).items() if value is not None}
+    )
 
 
 @given(st.binary(max_size=300), st.integers(1, 40))
@@ -80,7 +82,9 @@ def test_a_gap_is_refused():
         assembly.add(heads([third])[0], third.body)
 
 
-@pytest.mark.parametrize("header", [{"id": "bank-a/1/2"}, {"chunks": 4}, {"size": 14}, {"sha256": "0" * 64}, {"content": "0" * 64}])
+@pytest.mark.parametrize(
+    "header", [{"id": "bank-a/1/2"}, {"chunks": 4}, {"size": 14}, {"sha256": "0" * 64}, {"content": "0" * 64}]
+)
 def test_a_chunk_that_disagrees_about_the_whole_is_refused(header):
     first, second, _ = cut(b"0123456789abc", 5)
     assembly = Assembly(heads([first])[0])

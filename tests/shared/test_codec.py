@@ -204,7 +204,9 @@ def test_a_damaged_body_is_read_or_refused(data):
 
 
 simple = st.none() | st.booleans() | st.integers(-5, 2**40) | st.floats() | st.text(max_size=3) | st.binary(max_size=8)
-structures = st.recursive(simple, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=2), inner, max_size=2))
+structures = st.recursive(
+    simple, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+)
 
 
 @given(st.lists(st.lists(structures, min_size=6, max_size=6) | structures, max_size=3))

@@ -127,7 +127,9 @@ def test_a_reader_in_the_middle_has_no_table_before_a_whole_one_is_on_the_chain(
     assert known.head is partial
     assert known.table is None
     assert not known.complete
-    assert folded(changes(2, partial, whole=True, table={B: Entry(incarnation=2)}), start=known).table == {B: Entry(incarnation=2)}
+    assert folded(changes(2, partial, whole=True, table={B: Entry(incarnation=2)}), start=known).table == {
+        B: Entry(incarnation=2)
+    }
 
 
 def test_a_table_from_outside_the_chain_is_not_taken():
@@ -185,7 +187,9 @@ def honest_histories(draw) -> list[Claim | messages.ManifestRecord]:
         number += 1
         match draw(st.sampled_from(["extend", "extend", "settle", "successor", "zombie", "lost claim"])):
             case "extend":
-                head = a_record(head.manifest.version + 1, after=head, epoch=epoch, mark=f"m{number}", whole=number % 3 == 0, table={})
+                head = a_record(
+                    head.manifest.version + 1, after=head, epoch=epoch, mark=f"m{number}", whole=number % 3 == 0, table={}
+                )
                 items.append(head)
             case "settle":
                 head = a_record(head.manifest.version, after=head, epoch=epoch, mark=f"m{number}", whole=True)

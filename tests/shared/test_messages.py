@@ -24,7 +24,13 @@ STATEMENT = PrivacyStatement(
     mechanism="dp-sgd", clipping_norm=1.5, noise_multiplier=0.75, sample_rate=0.25, steps=10, epsilon_spent=2.5, target_delta=1e-5
 )
 REPORT = Report(
-    run_id=RUN, institution="bank-a", incarnation=2, version=7, model_hash="c" * 64, metrics={"auc": 0.75, "rmse": None}, epsilon=0.2
+    run_id=RUN,
+    institution="bank-a",
+    incarnation=2,
+    version=7,
+    model_hash="c" * 64,
+    metrics={"auc": 0.75, "rmse": None},
+    epsilon=0.2,
 )
 CONTROL = Control(run_id=RUN, incarnation=1, sequence=9, outcome="rejected", reason="a value is not finite")
 SETTLEMENT = Settlement(
@@ -178,7 +184,9 @@ def test_a_report_names_only_a_few_metrics():
 
 
 def test_a_record_is_read_back_with_the_content_it_was_published_with():
-    record = messages.manifest_record(7, a_manifest(3, previous="f" * 64), Location(offset=12, chunks=2), Location(offset=5, chunks=1))
+    record = messages.manifest_record(
+        7, a_manifest(3, previous="f" * 64), Location(offset=12, chunks=2), Location(offset=5, chunks=1)
+    )
     read = messages.decode_record(messages.encode_record(record), max_bytes=2**20)
     assert (read.epoch, read.hash, read.content, read.manifest) == (7, record.hash, record.content, record.manifest)
     assert (read.model_at, read.state_at) == (Location(offset=12, chunks=2), Location(offset=5, chunks=1))

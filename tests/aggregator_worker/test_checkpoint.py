@@ -1,0 +1,140 @@
+import resource
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+
+from aggregator_worker import checkpoint
+from aggregator_worker.checkpoint import decide, load, save
+from shared.errors import CheckpointError, StorageError
+from tests.builders import a_claim, a_record, array, folded
+
+MODEL = {"w": array(1, -2), "b": array(0.1)}
+ZERO = a_record(0)
+ONE = a_record(1, after=ZERO)
+TWO = a_record(2, after=ONE)
+
+
+def saved(folder: Path, record, model=MODEL):
+    save(folder, record.content, record.epoch, model)
+    found = load(folder)
+    assert found is not None
+    return found
+
+
+def test_a_checkpoint_is_read_back_as_it_was_saved(tmp_path):
+    found = saved(tmp_path, ONE)
+    assert (found.content, found.hash, found.manifest) == (ONE.content, ONE.hash, ONE.manifest)
+    assert {name: array.tobytes() for name, array in found.parameters.items()} == {
+        name: array.tobytes() for name, array in MODEL.items()
+    }
+
+
+def test_the_newer_checkpoint_replaces_the_older(tmp_path):
+    saved(tmp_path, ZERO)
+    assert saved(tmp_path, ONE, {"w": array(9)}).hash == ONE.hash
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+
+
+def test_a_folder_without_a_checkpoint_has_none(tmp_path):
+    assert load(tmp_path) is None
+
+
+def damaged_by(change):
+    def write(path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(damaged_by(lambda content: content[:-1]), id="a byte short"),
+        pytest.param(damaged_by(lambda content: content[:40]), id="cut off"),
+        pytest.param(damaged_by(lambda content: b""), id="empty"),
+        pytest.param(damaged_by(lambda content: bytes(len(content))), id="zeros"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path), id="no manifest"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "%%"}), id="no base64"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "AAAA"}), id="no manifest in it"),
+        pytest.param(
+            lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "lAKhbYCQ"}), id="a manifest of another schema"
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path, damage):
+    saved(tmp_path, ONE)
+    damage(tmp_path / checkpoint.FILE_NAME)
+    with pytest.raises(CheckpointError, match="move it away"):
+        load(tmp_path)
+
+
+def test_a_write_that_was_cut_off_leaves_the_former_checkpoint(tmp_path):
+    saved(tmp_path, ONE)
+    (tmp_path / f"{checkpoint.FILE_NAME}.new").write_bytes(b"half")
+    found = load(tmp_path)
+    assert found is not None
+    assert found.hash == ONE.hash
+
+
+@pytest.fixture
+def a_disk_with_room_for_100_kilobytes():
+    # a write beyond RLIMIT_FSIZE fails with EFBIG (Python ignores SIGXFSZ), as one on a full disk does with ENOSPC
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("a_disk_with_room_for_100_kilobytes")
+def test_a_full_disk_keeps_the_former_checkpoint_and_says_so(tmp_path):
+    saved(tmp_path, ONE)
+    with pytest.raises(StorageError, match="free space"):
+        save(tmp_path, TWO.content, 1, {"w": array(*range(50_000))})
+    found = load(tmp_path)
+    assert found is not None
+    assert found.hash == ONE.hash
+
+
+def test_a_missing_folder_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="gone"):
+        save(tmp_path / "gone", ONE.content, 1, MODEL)
+
+
+def a_checkpoint(tmp_path, record):
+    return saved(tmp_path, record)
+
+
+def test_without_a_checkpoint_the_model_is_fetched():
+    assert decide(folded(a_claim(1), ZERO), None) == "fetch"
+
+
+@pytest.mark.parametrize(
+    ("record", "chain", "use"),
+    [
+        pytest.param(ONE, (ZERO, ONE), "use", id="it is the head"),
+        pytest.param(TWO, (ZERO, ONE), "publish", id="it follows the head"),
+        pytest.param(ZERO, (ZERO, ONE), "fetch", id="it is further back"),
+        pytest.param(a_record(1, after=ZERO, mark="x"), (ZERO, ONE), "fetch", id="its predecessor has another successor"),
+        pytest.param(a_record(2, after=ONE, mark="x"), (ZERO, ONE, TWO), "fetch", id="a later one has another successor"),
+    ],
+)
+def test_a_checkpoint_is_worth_what_the_chain_says(tmp_path, record, chain, use):
+    assert decide(folded(a_claim(1), *chain), a_checkpoint(tmp_path, record)) == use
+
+
+def test_a_checkpoint_is_used_whatever_epoch_it_was_saved_under(tmp_path):
+    lineage = folded(a_claim(1), ZERO, ONE, a_claim(5), a_record(1, after=ZERO, epoch=5))
+    assert decide(lineage, a_checkpoint(tmp_path, TWO)) == "publish"
+
+
+def test_a_checkpoint_of_another_run_is_an_error(tmp_path):
+    other = a_record(1, after=ZERO, run_id="cd" * 8)
+    with pytest.raises(CheckpointError, match="a folder of its own"):
+        decide(folded(a_claim(1), ZERO, ONE), a_checkpoint(tmp_path, other))
+
+
+def test_a_checkpoint_of_a_chain_that_the_stream_lost_is_an_error(tmp_path):
+    ahead = a_record(9, after=a_record(8))
+    with pytest.raises(CheckpointError, match="no manifest in common"):
+        decide(folded(a_claim(1), ZERO, ONE), a_checkpoint(tmp_path, ahead))

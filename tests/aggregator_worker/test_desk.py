@@ -1,0 +1,337 @@
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from aggregator_worker.desk import Desk
+from aggregator_worker.intake import Intake
+from broker_config.memory import MemoryRabbit
+from broker_config.topology import DEAD_LETTERS, OPERATIONS, topology, update_queue
+from shared import messages
+from shared.broker import Message
+from shared.messages import Entry, Hello, Report, Update
+from tests.builders import (
+    NAMES,
+    RUN,
+    a_federation,
+    a_hello,
+    a_plan,
+    an_operation,
+    an_update,
+    array,
+    as_messages,
+    commit,
+    name_of,
+    small_limits,
+)
+
+TABLE = {name: Entry(incarnation=1, num_examples=examples) for name, examples in zip(NAMES, (100, 300, 600), strict=True)}
+PLAN = a_plan({"max_wait_seconds": 10.0, "buffer_size": 2, "exact_buffer": True}, limits=small_limits())
+
+
+@dataclass
+class Counter:
+    """A desk over an in-memory broker; time passes when a test says so."""
+
+    folder: Path
+    now: float = 1000.0
+    reports: list[Report] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rabbit = MemoryRabbit(topology(NAMES))
+        self.federation = a_federation({"w": array(0, 0)}, PLAN, TABLE)
+        self.broker = self.rabbit.connect("aggregator")
+        for name in NAMES:
+            self.broker.consume(update_queue(name), prefetch=100)
+        self.broker.consume(OPERATIONS, prefetch=8)
+        self.desk = Desk(
+            self.broker,
+            self.federation,
+            Intake(self.folder, max_bytes=PLAN.limits.update_bytes),
+            name_of,
+            on_report=self.reports.append,
+            clock=lambda: self.now,
+            longest_wait_seconds=40.0,
+        )
+
+    def send(self, body: Update | Hello, *values: float, as_user: str = "", chunk_bytes: int = 2**20) -> None:
+        """Publishes as an institution does and lets the desk take it."""
+        delta = {"w": array(*values)} if values else None
+        for message in as_messages(body, delta, chunk_bytes=chunk_bytes):
+            self.publish(message, as_user or body.institution)
+
+    def publish(self, message: Message, user: str) -> None:
+        self.rabbit.connect(user).publish(update_queue(user), message)
+        delivery = self.broker.receive(0)
+        assert delivery is not None
+        self.desk.take(delivery, user)
+
+    def order(self, number: int, kind: str = "pause") -> None:
+        body = messages.encode("operation", an_operation(kind, number))
+        self.rabbit.connect("operator").publish(OPERATIONS, Message(body, "operation", "x"))
+        delivery = self.broker.receive(0)
+        assert delivery is not None
+        self.desk.take_operation(delivery)
+
+    def dead_letters(self) -> list[Message]:
+        return [each.message for each in self._read(DEAD_LETTERS)]
+
+    def _read(self, queue: str):
+        reader = self.rabbit.connect("operator")
+        reader.consume(queue, prefetch=100)
+        while (delivery := reader.receive(0)) is not None:
+            yield delivery
+
+    def unacknowledged(self) -> int:
+        return sum(len(consumer.unsettled) for consumer in self.broker.consumers)
+
+    def entry(self, institution: str = "bank-a") -> Entry:
+        return self.federation.table[name_of(institution)]
+
+    def settled(self) -> list[tuple[int, str]]:
+        return [(each.sequence, each.outcome) for each in self.federation.pending.settled]
+
+
+@pytest.fixture
+def counter(tmp_path) -> Iterator[Counter]:
+    counter = Counter(tmp_path)
+    yield counter
+    counter.desk.intake.close()
+
+
+def update(counter: Counter, sequence: int = 1, institution: str = "bank-a", **changes) -> Update:
+    return an_update(institution, sequence, base=counter.federation.head, **changes)
+
+
+def test_an_update_is_folded_and_stays_unacknowledged_until_the_commit(counter):
+    counter.send(update(counter), 10, 20)
+    # bank-a holds 100 of 1000 examples
+    assert counter.federation.model["w"].tolist() == pytest.approx([1.0, 2.0])
+    assert counter.settled() == [(1, "aggregated")]
+    assert counter.unacknowledged() == len(counter.desk.settled) == 1
+
+
+def test_an_update_that_comes_again_is_counted_and_changes_nothing(counter):
+    counter.send(update(counter), 10, 20)
+    before = counter.federation.model["w"].tobytes()
+    counter.send(update(counter), 10, 20)
+    assert counter.federation.model["w"].tobytes() == before
+    assert counter.entry().counters.duplicate == 1
+    assert counter.settled() == [(1, "aggregated")]
+    assert counter.unacknowledged() == 1
+
+
+def test_an_id_with_another_content_is_an_alarm_in_the_dead_letters(counter):
+    counter.send(update(counter), 10, 20)
+    counter.send(update(counter), 10, 21)
+    (letter,) = counter.dead_letters()
+    assert letter.headers["refused"] == "update 1/1 came again with another content"
+    assert counter.entry().counters.duplicate == 0
+
+
+def test_updates_out_of_order_are_folded_in_order(counter):
+    for sequence in (3, 2, 1):
+        counter.send(update(counter, sequence), sequence, 0)
+    assert counter.settled() == [(1, "aggregated"), (2, "aggregated"), (3, "aggregated")]
+    assert counter.desk._early["bank-a"] == {}
+
+
+def test_a_number_that_never_comes_is_lost_after_the_patience_of_the_plan(counter):
+    counter.send(update(counter, 3), 1, 1)
+    counter.now += 9.0
+    counter.desk.tidy(orphan_seconds=600)
+    assert counter.settled() == []
+    counter.now += 2.0
+    counter.desk.tidy(orphan_seconds=600)
+    assert counter.settled() == [(1, "lost"), (2, "lost"), (3, "aggregated")]
+    assert (counter.entry().watermark, counter.entry().counters.lost) == (3, 2)
+    assert counter.desk.due() is False
+
+
+def test_an_early_update_that_comes_again_is_held_once(counter):
+    counter.send(update(counter, 2), 1, 1)
+    counter.send(update(counter, 2), 1, 1)
+    assert counter.unacknowledged() == 1
+    counter.send(update(counter, 1), 1, 1)
+    assert counter.settled() == [(1, "aggregated"), (2, "aggregated")]
+
+
+def test_a_number_far_ahead_is_refused(counter):
+    counter.send(update(counter, 65), 1, 1)
+    assert counter.dead_letters()[0].headers["refused"] == "number 65 is more than 64 ahead of 0"
+    counter.send(update(counter, 64), 1, 1)
+    assert counter.unacknowledged() == 1
+
+
+def test_an_older_incarnation_is_acknowledged_and_counted(counter):
+    counter.send(a_hello(incarnation=2))
+    counter.send(update(counter, 1), 1, 1)
+    assert counter.settled() == []
+    assert counter.entry().counters.duplicate == 1
+    assert counter.unacknowledged() == 1  # the hello
+
+
+def test_early_updates_of_an_older_incarnation_are_let_go(counter):
+    counter.send(update(counter, 2), 1, 1)
+    counter.send(a_hello(incarnation=2))
+    counter.send(update(counter, 1, incarnation=2), 1, 1)
+    assert counter.settled() == [(1, "aggregated")]
+    assert counter.entry().incarnation == 2
+    counter.now += 60
+    counter.desk.tidy(orphan_seconds=600)
+    assert counter.settled() == [(1, "aggregated")]
+
+
+def test_a_later_number_of_an_incarnation_that_has_not_begun_is_refused(counter):
+    counter.send(update(counter, 2, incarnation=2), 1, 1)
+    assert counter.dead_letters()[0].headers["refused"] == "the first number of incarnation 2 is 1, not 2"
+
+
+def test_a_hello_is_answered_in_the_table_and_acknowledged_with_the_commit(counter):
+    counter.send(a_hello(nonce="77" * 8, num_examples=250))
+    assert (counter.entry().nonce, counter.entry().num_examples) == ("77" * 8, 250)
+    assert counter.unacknowledged() == len(counter.desk.settled) == 1
+
+
+def test_a_report_is_handed_on_and_acknowledged_at_once(counter):
+    report = Report(
+        run_id=RUN, institution="bank-b", incarnation=1, version=0, model_hash="c" * 64, metrics={"auc": 0.7}, epsilon=0.2
+    )
+    counter.publish(replace(as_messages(a_hello())[0], **report_message(report)), "bank-b")
+    assert counter.reports == [report]
+    assert counter.unacknowledged() == 0
+    assert counter.desk.due() is False
+
+
+def report_message(report: Report) -> dict[str, object]:
+    (message,) = list(messages_of(report))
+    return {"body": message.body, "kind": message.kind, "headers": message.headers}
+
+
+def messages_of(report: Report):
+    from shared.chunks import split
+
+    return split(messages.encode("report", report), kind="report", run_id=RUN, identity="r1", chunk_bytes=2**20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "user", "reason"),
+    [
+        ({"institution": "bank-b"}, "bank-a", "the message names 'bank-b', its author is 'bank-a'"),
+        ({"run_id": "cd" * 8}, "bank-a", f"the message belongs to run '{'cd' * 8}', this is '{RUN}'"),
+    ],
+)
+def test_a_message_under_a_wrong_name_is_refused_with_its_reason(counter, changes, user, reason):
+    counter.send(update(counter, **changes), 1, 1, as_user=user)
+    (letter,) = counter.dead_letters()
+    assert letter.headers["refused"] == reason
+    assert (letter.headers["author"], letter.headers["queue"]) == ("bank-a", "fl.upd.bank-a")
+    assert counter.unacknowledged() == 0
+    assert counter.settled() == []
+
+
+def test_a_stranger_is_refused(counter):
+    counter.federation.change(name_of("bank-a"), Entry(incarnation=1, removed=True))
+    counter.send(update(counter), 1, 1)
+    assert counter.dead_letters()[0].headers["refused"] == "bank-a is not a member of this federation"
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80\x04\x95", bytes(range(256)) * 4096], ids=["empty", "a pickle", "a megabyte"])
+def test_bytes_without_headers_are_refused(counter, body):
+    counter.publish(Message(body, "update", "x"), "bank-a")
+    (letter,) = counter.dead_letters()
+    assert letter.body == body
+    assert "schema header" in str(letter.headers["refused"])
+    assert counter.unacknowledged() == 0
+
+
+def test_headers_of_the_sender_cannot_outgrow_a_frame_with_ours(counter):
+    counter.publish(Message(b"x", "update", "x", {"padding": "p" * 100_000, "id": "i" * 100_000, "chunk": 3}), "bank-a")
+    (letter,) = counter.dead_letters()
+    assert set(letter.headers) - {"refused", "author", "queue"} == {"chunk"}
+
+
+def test_chunks_whose_whole_is_refused_leave_nothing_unacknowledged(counter):
+    counter.send(update(counter, run_id="cd" * 8), *range(200), chunk_bytes=300)
+    assert counter.unacknowledged() == 0
+    assert len(counter.dead_letters()) == 1
+
+
+def test_an_update_in_chunks_keeps_all_of_them_until_the_commit(counter):
+    counter.send(update(counter), 10, 20, chunk_bytes=100)
+    assert counter.settled() == [(1, "aggregated")]
+    assert counter.unacknowledged() == len(counter.desk.settled) > 3
+
+
+def test_what_is_refused_for_its_content_is_settled_and_hinted(counter):
+    counter.send(update(counter), 1, float("nan"))
+    assert counter.settled() == [(1, "rejected")]
+    assert [(institution, hint.sequence, hint.reason) for institution, hint in counter.desk.hints] == [
+        ("bank-a", 1, "a value is not finite")
+    ]
+    assert counter.dead_letters() == []
+
+
+def test_a_commit_is_due_at_k_updates(counter):
+    counter.send(update(counter), 1, 1)
+    assert not counter.desk.due()
+    counter.send(update(counter, institution="bank-b"), 1, 1)
+    assert counter.desk.due()
+
+
+def test_a_commit_is_due_when_an_update_has_waited_as_long_as_the_plan_says(counter):
+    counter.send(update(counter), 1, 1)
+    counter.now += 9.9
+    assert not counter.desk.due()
+    counter.now += 0.2
+    assert counter.desk.due()
+
+
+def test_a_commit_is_due_before_the_broker_loses_patience(counter):
+    counter.desk.longest_wait_seconds = 5.0
+    counter.send(update(counter), 1, 1)
+    counter.now += 5.1
+    assert counter.desk.due()
+
+
+def test_what_makes_no_version_waits_for_company_a_moment_only(counter):
+    counter.send(a_hello())
+    assert not counter.desk.due()
+    counter.now += 0.06
+    assert counter.desk.due()
+
+
+def test_after_a_commit_nothing_is_due(counter):
+    counter.send(update(counter), 1, 1)
+    counter.send(update(counter, institution="bank-b"), 1, 1)
+    commit(counter.federation)
+    counter.desk.committed()
+    assert not counter.desk.due()
+    assert (counter.desk.settled, counter.desk.hints) == ([], [])
+
+
+def test_an_order_that_was_settled_before_is_acknowledged_at_once(counter):
+    counter.order(1)
+    commit(counter.federation)
+    counter.broker.ack(counter.desk.settled[0])
+    counter.desk.committed()
+    counter.order(1)
+    assert counter.unacknowledged() == 0
+    assert not counter.desk.due()
+
+
+def test_an_order_that_cannot_be_read_is_refused(counter):
+    counter.rabbit.connect("operator").publish(OPERATIONS, Message(b"pause!", "operation", "x"))
+    delivery = counter.broker.receive(0)
+    assert delivery is not None
+    assert counter.desk.take_operation(delivery) is None
+    assert len(counter.dead_letters()) == 1
+
+
+def test_an_upload_that_nobody_continues_is_acknowledged_after_its_time(counter):
+    first, *_ = as_messages(update(counter), {"w": array(1, 2)}, chunk_bytes=100)
+    counter.publish(first, "bank-a")
+    counter.now += 601
+    counter.desk.tidy(orphan_seconds=600)
+    assert counter.unacknowledged() == 0

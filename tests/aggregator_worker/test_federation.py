@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+
+from aggregator_worker.admission import Admission
+from aggregator_worker.aggregation import fold_in_place
+from aggregator_worker.federation import Federation, ending_reached
+from shared.messages import Counters, Entry, PrivacyStatement
+from shared.parameters import copy
+from shared.plan import Ending
+from tests.builders import a_federation, a_hello, a_plan, a_table, an_update, array, commit, name_of
+
+A, B, C = name_of("bank-a"), name_of("bank-b"), name_of("bank-c")
+TABLE = {
+    "bank-a": Entry(incarnation=1, num_examples=100),
+    "bank-b": Entry(incarnation=1, num_examples=300),
+    "bank-c": Entry(incarnation=1, num_examples=600),
+}
+EXAMPLES = {"bank-a": 100, "bank-b": 300, "bank-c": 600}
+EXACTLY_THREE = a_plan({"buffer_size": 3, "exact_buffer": True})
+
+
+def settle(federation: Federation, institution: str, *values: float, sequence=1, admission=None, **changes):
+    update = an_update(institution, sequence, base=federation.head, **{"num_examples": EXAMPLES[institution], **changes})
+    return federation.settle(
+        name_of(institution),
+        update,
+        f"{sequence:x}" * 64,
+        admission=admission or Admission("aggregated"),
+        delta={"w": array(*values)},
+    )
+
+
+def test_a_fresh_update_from_each_adds_up_to_federated_averaging():
+    federation = a_federation({"w": array(1, -2)}, EXACTLY_THREE, TABLE)
+    settle(federation, "bank-a", 0.5, 1.0)
+    settle(federation, "bank-b", -0.2, 0.4)
+    assert not federation.buffer_full
+    settle(federation, "bank-c", 1.5, -1.0)
+    assert federation.buffer_full
+    # 1 + 0.1 x 0.5 - 0.3 x 0.2 + 0.6 x 1.5 and -2 + 0.1 x 1 + 0.3 x 0.4 - 0.6 x 1
+    np.testing.assert_allclose(federation.model["w"], [1.89, -2.38], rtol=0, atol=3e-7)
+
+
+def test_one_institution_alone_leaves_its_own_model():
+    federation = a_federation({"w": array(0.1, 0.7)}, table={"bank-a": Entry(incarnation=1)})
+    trained = array(-3.25, 0.5)
+    settle(federation, "bank-a", *(trained - federation.model["w"]))
+    assert federation.model["w"].tolist() == trained.tolist()
+
+
+def test_a_number_of_examples_larger_than_before_gives_no_weight_above_one():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settlement = settle(federation, "bank-a", 1, 1, num_examples=10**18)
+    assert float.fromhex(settlement.weight) <= 1.0
+
+
+def test_a_settlement_records_weight_base_and_staleness():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settlement = settle(federation, "bank-a", 1, 1, admission=Admission("aggregated", "", 3))
+    assert settlement.weight == "0x1.99999a0000000p-5"  # 0.1 x (1 + 3)^-0.5 = 0.05 in float32
+    assert (settlement.institution, settlement.staleness, settlement.base_version) == (A, 3, 0)
+    assert settlement.base_hash == federation.head.manifest.model.hash
+
+
+@pytest.mark.parametrize("outcome", ["stale", "rejected", "over_budget"])
+def test_what_is_not_aggregated_is_settled_without_weight_and_leaves_the_model(outcome):
+    federation = a_federation({"w": array(1, 2)}, table=TABLE)
+    settlement = settle(federation, "bank-b", 5, 5, admission=Admission(outcome, "why"))
+    assert (settlement.outcome, settlement.reason, settlement.weight) == (outcome, "why", "0x0.0p+0")
+    assert federation.model["w"].tolist() == [1.0, 2.0]
+    entry = federation.table[B]
+    assert (entry.watermark, entry.last_hash) == (1, "1" * 64)
+    assert entry.counters == Counters(**{outcome: 1})
+    assert commit(federation).manifest.version == 0
+
+
+def test_a_settled_update_moves_the_watermark_and_is_counted():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settle(federation, "bank-b", 1, 1)
+    settle(federation, "bank-b", 1, 1, sequence=2)
+    entry = federation.table[B]
+    assert (entry.watermark, entry.last_hash, entry.counters.aggregated) == (2, "2" * 64, 2)
+    assert float.fromhex(entry.total_weight) == pytest.approx(0.6, abs=1e-6)
+    assert federation.table[A] == TABLE["bank-a"]
+
+
+def test_epsilon_in_the_table_never_goes_down():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    for sequence, spent in enumerate((1.5, 0.5, None), start=1):
+        statement = PrivacyStatement(mechanism="none", epsilon_spent=spent, target_delta=1e-5)
+        settle(federation, "bank-a", 0, 0, sequence=sequence, privacy=statement)
+        assert federation.table[A].epsilon_spent == 1.5
+    assert federation.table[A].target_delta == 1e-5
+
+
+def test_a_lost_number_moves_the_watermark_without_a_hash():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settlement = federation.settle_lost(C, 1, 1)
+    assert (settlement.outcome, settlement.hash, settlement.weight) == ("lost", "", "0x0.0p+0")
+    entry = federation.table[C]
+    assert (entry.watermark, entry.last_hash, entry.counters.lost, entry.num_examples) == (1, "", 1, 600)
+
+
+def test_a_duplicate_changes_nothing_but_its_counter():
+    federation = a_federation({"w": array(4, 5)}, table=TABLE)
+    federation.count_duplicate(A)
+    assert federation.table[A] == TABLE["bank-a"].model_copy(update={"counters": Counters(duplicate=1)})
+    assert federation.model["w"].tolist() == [4.0, 5.0]
+
+
+def test_a_hello_is_answered_with_its_number():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settle(federation, "bank-a", 1, 1)
+    federation.greet(A, a_hello(nonce="77" * 8, num_examples=450))
+    entry = federation.table[A]
+    assert (entry.nonce, entry.num_examples, entry.watermark, entry.incarnation) == ("77" * 8, 450, 1, 1)
+
+
+def test_a_new_incarnation_begins_at_one_and_keeps_what_was_spent():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settle(federation, "bank-a", 1, 1, privacy=PrivacyStatement(mechanism="none", epsilon_spent=2.0))
+    federation.greet(A, a_hello(incarnation=2))
+    entry = federation.table[A]
+    assert (entry.incarnation, entry.watermark, entry.last_hash, entry.epsilon_spent) == (2, 0, "", 2.0)
+    assert entry.counters.aggregated == 1
+
+
+def test_a_removed_institution_has_no_entry():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE | {"bank-b": Entry(incarnation=1, removed=True)})
+    assert federation.entry(B) is None
+    assert federation.entry("0" * 16) is None
+    assert federation.entry(A) == TABLE["bank-a"]
+
+
+def test_a_manifest_settles_everything_pending_in_the_order_folded():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    commit(federation)
+    settle(federation, "bank-c", 1, 1)
+    settle(federation, "bank-a", 1, 1, admission=Admission("stale", "x"))
+    settle(federation, "bank-c", 1, 1, sequence=2)
+    before = federation.head
+    manifest = commit(federation).manifest
+    assert [(each.institution, each.sequence) for each in manifest.settled] == [(C, 1), (A, 1), (C, 2)]
+    assert (manifest.version, manifest.previous) == (1, before.hash)
+    assert set(manifest.table) == {A, C}
+    assert federation.pending.empty
+
+
+def test_a_manifest_without_a_fold_keeps_version_and_model():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    before = federation.head.manifest
+    federation.greet(A, a_hello())
+    manifest = commit(federation).manifest
+    assert (manifest.version, manifest.model) == (before.version, before.model)
+
+
+def test_the_table_and_the_plan_are_written_whole_every_sixteenth_time():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    whole = []
+    for number in range(34):
+        federation.count_duplicate(A)
+        manifest = commit(federation).manifest
+        assert (manifest.plan is not None) == manifest.whole
+        assert set(manifest.table) == ({A, B, C} if manifest.whole else {A})
+        whole += [number] if manifest.whole else []
+    assert whole == [0, 16, 32]
+
+
+def test_replaying_the_settlements_gives_the_same_bits():
+    federation = a_federation({"w": array(0.3, -0.7, 1e-3)}, table=TABLE)
+    replayed = copy(federation.model)
+    generator = np.random.default_rng(7)
+    deltas, settled = {}, []
+    for number in range(40):
+        institution = list(TABLE)[generator.integers(3)]
+        sequence = federation.table[name_of(institution)].watermark + 1
+        deltas[name_of(institution), sequence] = values = generator.normal(size=3).astype(np.float32)
+        settle(
+            federation, institution, *values, sequence=sequence, admission=Admission("aggregated", "", int(generator.integers(9)))
+        )
+        if number % 3 == 0:
+            settled += commit(federation).manifest.settled
+    settled += commit(federation).manifest.settled
+    for each in settled:
+        fold_in_place(replayed, {"w": deltas[each.institution, each.sequence]}, float.fromhex(each.weight))
+    assert len(settled) == 40
+    assert replayed["w"].tobytes() == federation.model["w"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("ending", "counts", "reached"),
+    [
+        (Ending(), {"bank-a": 1000}, False),
+        (Ending(updates=10), {"bank-a": 9}, False),
+        (Ending(updates=10), {"bank-a": 10}, True),
+        (Ending(updates=10, updates_each=2), {"bank-a": 9, "bank-b": 1}, False),
+        (Ending(updates=10, updates_each=2), {"bank-a": 7, "bank-b": 2, "bank-c": 2}, True),
+        (Ending(updates=10, updates_each=2), {"bank-a": 7, "bank-b": 5}, False),
+    ],
+)
+def test_a_run_ends_when_enough_came_in_all_and_from_each(ending, counts, reached):
+    entries = {
+        institution: Entry(incarnation=1, counters=Counters(aggregated=counts.get(institution, 0))) for institution in TABLE
+    }
+    assert (ending_reached(a_plan(ending=ending), a_table(entries)) is not None) == reached
+
+
+def test_the_manifest_that_reaches_the_end_says_so():
+    federation = a_federation({"w": array(0, 0)}, a_plan(ending=Ending(updates=2)), TABLE)
+    settle(federation, "bank-a", 1, 1)
+    assert commit(federation).manifest.phase == "running"
+    settle(federation, "bank-a", 1, 1, sequence=2)
+    manifest = commit(federation).manifest
+    assert (manifest.phase, manifest.phase_reason) == ("finished", "2 updates are aggregated")
+    federation.greet(A, a_hello())
+    assert commit(federation).manifest.phase == "finished"

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pytest
+
+from aggregator_worker.intake import Intake
+from shared.broker import Delivery, Message
+from shared.chunks import split
+from shared.errors import MalformedMessageError
+from tests.builders import RUN
+
+CONTENT = bytes(range(250)) * 4
+
+
+def deliveries(content=CONTENT, *, identity="bank-a/1/1", chunk_bytes=300, kind="update", start=1) -> list[Delivery]:
+    chunks = split(content, kind=kind, run_id=RUN, identity=identity, chunk_bytes=chunk_bytes)
+    return [Delivery("fl.upd.bank-a", tag, chunk, "bank-a") for tag, chunk in enumerate(chunks, start)]
+
+
+def corrupted(delivery: Delivery) -> Delivery:
+    return replace(delivery, message=replace(delivery.message, body=bytes(len(delivery.message.body))))
+
+
+@pytest.fixture
+def intake(tmp_path):
+    intake = Intake(tmp_path, max_bytes=2000)
+    yield intake
+    intake.close()
+
+
+def taken(intake: Intake, *parts: Delivery, institution="bank-a", now=0.0):
+    return [intake.take(institution, part, now=now) for part in parts]
+
+
+def test_a_single_message_is_whole_at_once(intake, tmp_path):
+    (only,) = deliveries(b"small")
+    (upload,) = taken(intake, only)
+    assert (upload.kind, upload.content, upload.deliveries) == ("update", b"small", [only])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_make_an_upload_that_knows_its_deliveries(intake, tmp_path):
+    parts = deliveries()
+    *none_yet, upload = taken(intake, *parts)
+    assert none_yet == [None, None, None]
+    assert (upload.content, upload.deliveries) == (CONTENT, parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_of_two_institutions_do_not_mix(intake):
+    ours, theirs = deliveries(), deliveries(CONTENT[::-1], identity="bank-b/1/1", start=50)
+    contents = []
+    for our, their in zip(ours, theirs, strict=True):
+        contents += taken(intake, our) + taken(intake, their, institution="bank-b")
+    assert [upload.content for upload in contents if upload] == [CONTENT, CONTENT[::-1]]
+
+
+def test_a_resend_from_the_first_chunk_on_adds_nothing_twice(intake):
+    first, again = deliveries(), deliveries(start=50)
+    upload = taken(intake, *first[:2], *again)[-1]
+    assert upload.content == CONTENT
+    assert upload.deliveries == first[:2] + again[2:]
+    assert intake.surplus == again[:2]
+
+
+def test_another_id_gives_up_on_the_former_upload(intake):
+    former, new = deliveries(), deliveries(identity="bank-a/1/2", start=50)
+    upload = taken(intake, *former[:3], *new)[-1]
+    assert upload.deliveries == new
+    assert intake.surplus == former[:3]
+
+
+def test_the_last_chunk_of_bytes_with_another_hash_is_refused_and_the_others_are_let_go(intake, tmp_path):
+    parts = deliveries()
+    taken(intake, corrupted(parts[0]), *parts[1:3])
+    with pytest.raises(MalformedMessageError, match="SHA-256"):
+        taken(intake, parts[3])
+    assert [delivery.tag for delivery in intake.surplus] == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+    assert taken(intake, *deliveries(start=60))[-1].content == CONTENT
+
+
+def test_an_upload_that_nobody_continues_is_given_up(intake):
+    parts = deliveries()
+    taken(intake, *parts[:2], now=100.0)
+    assert intake.expire(now=159.0, idle_seconds=60.0) == []
+    taken(intake, parts[2], now=159.0)
+    assert intake.expire(now=200.0, idle_seconds=60.0) == []
+    assert intake.expire(now=220.0, idle_seconds=60.0) == ["bank-a"]
+    assert intake.surplus == parts[:3]
+
+
+def test_an_announced_size_over_the_limit_is_refused_before_anything_is_kept(intake, tmp_path):
+    with pytest.raises(MalformedMessageError, match="2001 bytes are announced, 2000 are allowed"):
+        taken(intake, deliveries(bytes(2001))[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kind_that_institutions_do_not_send_is_refused(intake):
+    with pytest.raises(MalformedMessageError, match="'manifest' on an update queue"):
+        taken(intake, *deliveries(b"x", kind="manifest"))
+
+
+def test_a_message_without_our_headers_is_refused(intake):
+    with pytest.raises(Exception, match="schema header"):
+        taken(intake, Delivery("fl.upd.bank-a", 1, Message(bytes(2**20), "update", "x"), "bank-a"))
+
+
+def test_what_an_earlier_process_left_is_removed(tmp_path):
+    (tmp_path / "bank-a.part").write_bytes(b"half")
+    Intake(tmp_path, max_bytes=10)
+    assert list(tmp_path.iterdir()) == []
