@@ -19,8 +19,9 @@ from matplotlib.ticker import MaxNLocator
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0400{number:02x}" for number in range(1, 9))
 """Stand-ins that `_svg` replaces by CSS variables; matplotlib wants real colours."""
+_SMALL: Any = {"color": MUTED, "fontsize": 9.5, "xytext": (0, 0), "textcoords": "offset points"}
 DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)))
-WIDTH_INCHES = 6.0
+WIDTH_INCHES = 5.3
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
@@ -105,10 +106,10 @@ def metric_course(course: Course, *, name: str, over: str, levels: Sequence[Leve
         axes.margins(x=0.02)
         for level in levels:
             axes.axhline(level.value, color=MUTED, linewidth=1, linestyle=DASHES[1], zorder=2)
-        for text, value in _apart(levels, least=0.07 * (high - low)):
-            axes.annotate(
-                text, (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED, fontsize=9.5
-            )
+        highest = max((level.value for level in levels), default=None)
+        for level in levels:
+            side = "bottom" if level.value == highest else "top"
+            axes.annotate(level.text, (1.0, level.value), xycoords=("axes fraction", "data"), ha="right", va=side, **_SMALL)
         for mark in marks:
             axes.axvline(mark.at, color=SERIES[5], linewidth=1, linestyle=DASHES[2], zorder=1)
             axes.annotate(f"{mark.number}", (mark.at, 1.0), xycoords=("data", "axes fraction"), ha="center", color=SERIES[5])
@@ -119,17 +120,8 @@ def metric_course(course: Course, *, name: str, over: str, levels: Sequence[Leve
 def _span(values: Sequence[float]) -> tuple[float, float]:
     """From a little below the least to a little above the greatest."""
     low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.05
+    room = 0.1 * (high - low) or 0.05
     return low - room, high + room
-
-
-def _apart(levels: Sequence[Level], *, least: float) -> list[tuple[str, float]]:
-    """Where to write each level's name, so that no two lie on each other."""
-    placed: list[tuple[str, float]] = []
-    for level in sorted(levels, key=lambda each: each.value):
-        below = placed[-1][1] + least if placed else level.value
-        placed.append((level.text, max(level.value, below)))
-    return placed
 
 
 def shares(rows: Sequence[Shares]) -> str:
@@ -161,7 +153,7 @@ def staleness(rows: Mapping[str, Sequence[int]]) -> str:
                 [value for value, _ in counted], [place] * len(counted), sizes, color=SERIES[0], alpha=0.75, linewidths=0
             )
         _name_rows(axes, list(rows))
-        axes.set_xlabel("staleness (versions made since the update's base)")
+        axes.set_xlabel("staleness in versions")
         axes.set_xlim(left=-0.7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -176,9 +168,7 @@ def epsilon_over_time(courses: Mapping[str, Course], *, budget: float | None) ->
             axes.step(course.xs, course.ys, where="post", color=colour, linestyle=dash, linewidth=1.8)
         if budget is not None:
             axes.axhline(budget, color=MUTED, linewidth=1, linestyle=DASHES[1])
-            axes.annotate(
-                f"budget {budget:g}", (0.0, budget), xycoords=("axes fraction", "data"), va="bottom", color=MUTED, fontsize=9.5
-            )
+            axes.annotate(f"budget {budget:g}", (0.0, budget), xycoords=("axes fraction", "data"), va="bottom", **_SMALL)
         axes.set(xlabel="seconds", ylabel="epsilon spent")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.02)

@@ -8,7 +8,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from operator_console.events import read_events
 from operator_console.history import write_whole
-from operator_console.report_content import Records, content
+from operator_console.live_view import metric_name
+from operator_console.report_pictures import epsilon_picture, metric_pictures, shares_picture, staleness_picture, sweep_picture
+from operator_console.report_records import Records
+from operator_console.report_tables import (
+    left_grid,
+    model_grid,
+    not_folded,
+    numbered_events,
+    own_grid,
+    part_grid,
+    plan_rows,
+    sweep_grid,
+    tiles,
+)
+from operator_console.summary import findings
 from shared.errors import SettingsError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,6 +42,32 @@ def report_page(records: Records) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.jinja").render(content(records))
+
+
+def content(records: Records) -> dict[str, Any]:
+    """Everything that the template names."""
+    summary = records.summary
+    plan = next((line["plan"] for line in records.lines if "plan" in line), None)
+    return {
+        "summary": summary,
+        "metric": metric_name(summary["metric"]),
+        "tiles": tiles(summary, plan),
+        "findings": findings(summary, records.titles),
+        "courses": metric_pictures(records),
+        "events": numbered_events(records),
+        "models": model_grid(records),
+        "own": own_grid(records),
+        "shares": shares_picture(records),
+        "staleness": staleness_picture(records),
+        "parts": part_grid(records),
+        "epsilon": epsilon_picture(records, plan),
+        "left": left_grid(records, plan),
+        "noisy": plan is not None and plan["privacy"]["mechanism"] != "none",
+        "sweep": sweep_picture(records),
+        "sweep_grid": sweep_grid(records),
+        "plan": plan_rows(plan),
+        "not_folded": not_folded(records.lines),
+    }
 
 
 def read_records(folder: Path) -> Records:

@@ -124,16 +124,17 @@ def better_at_home(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def findings(summary: Summary) -> list[str]:
-    """What the figures say, in plain sentences."""
+def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[str]:
+    """What the figures say, in plain sentences; `titles` are names of institutions better than their ids."""
     metric, (won, measured) = summary["metric"], beaten(summary)
     name, sentences = metric_name(metric), []
     if measured:
         sentences.append(f"The federated model beats {won} of {measured} institutions' own models on all test rows ({name}).")
     for each in better_at_home(summary):
         mine, theirs = each["own"]["alone"][metric], each["own"]["federated"][metric]
+        who = (titles or {}).get(each["id"], each["id"])
         sentences.append(
-            f"On its own rows {each['id']} does better with its own model: {name} {mine:.3f}, the federated model {theirs:.3f}."
+            f"On its own rows {who} does better with its own model: {name} {mine:.3f}, the federated model {theirs:.3f}."
         )
     if summary["threshold_rule"] and measured:
         sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
