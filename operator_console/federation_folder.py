@@ -24,13 +24,14 @@ _TEMPLATES = Environment(  # noqa: S701 - the templates are TOML: their values a
 
 
 class InstitutionFacts(BaseModel):
-    """What the operator knows of an institution."""
+    """What the operator knows of an institution; a removed one keeps its name, which its updates go by."""
 
     model_config = ConfigDict(extra="forbid")
 
     id: str
     title: str
     incarnation: int = 1
+    removed: bool = False
 
 
 class Facts(BaseModel):
@@ -106,19 +107,22 @@ class FederationFolder:
         secret = self.run_secret()
         return {pseudonym(secret, each.id): each.id for each in self.facts().institutions}
 
-    def prepare(self, task_text: str, facts: Facts, broker: Logins) -> None:
-        """Writes everything that is common to the federation. Raises SettingsError where another one is there already."""
+    def demand_empty(self) -> None:
+        """Raises SettingsError where a federation is here already."""
         if (self.path / "federation.json").exists():
             raise SettingsError(f"{self.path} already holds a federation; choose another folder, or delete this one")
+
+    def prepare(self, task_text: str, broker: Logins) -> None:
+        """Writes what a new federation needs before it exists. Raises SettingsError where another one is there already."""
+        self.demand_empty()
         self.path.mkdir(parents=True, exist_ok=True)
         self.task_file.write_text(task_text)
         write_private(self.path / "run.secret", secrets.token_hex(SECRET_BYTES))
         login_file.save(broker, self.path)
-        self.keep(facts)
 
     def keep(self, facts: Facts) -> None:
         """Writes the facts and the list of members that the aggregator reads."""
-        self.path.joinpath("members.txt").write_text("".join(f"{each.id}\n" for each in facts.institutions))
+        self.path.joinpath("members.txt").write_text("".join(f"{each.id}\n" for each in facts.institutions if not each.removed))
         self.path.joinpath("federation.json").write_text(facts.model_dump_json(indent=2) + "\n")
 
     def write_aggregator(self, broker: Logins, *, held_out: str | None = None) -> None:

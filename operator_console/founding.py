@@ -40,18 +40,19 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     ids = [checked_institution(each.id) for each in founding.institutions]
     model = initial_parameters(spec, founding.seed)
     plan = plan_for(spec, founding.options, parameters=parameters.count(model))
-    logins = broker.with_institutions(ids)
+    logins = broker.with_institutions(ids).model_copy(update={"limits": broker_limits(plan)})
     facts = Facts(
         run_id=secrets.token_hex(8), task=spec.name, title=spec.title or spec.name, institutions=list(founding.institutions)
     )
-    folder.prepare(founding.task_text, facts, logins)
-    provision(logins, ids, broker_limits(plan), free_bytes=founding.free_bytes)
+    folder.prepare(founding.task_text, logins)
+    provision(logins, ids, free_bytes=founding.free_bytes)
     table = {pseudonym(folder.run_secret(), each.id): Entry(incarnation=each.incarnation) for each in founding.institutions}
     with_operator = connect(logins.settings(OPERATOR), name="fedqueue-init")
     try:
         found(with_operator, run_id=facts.run_id, plan=plan, parameters=model, table=table)
     finally:
         with_operator.close()
+    folder.keep(facts)
     folder.write_aggregator(logins, held_out=founding.held_out)
     for each in founding.institutions:
         folder.write_client(each, plan, founding.clients.get(each.id, ClientOptions()))
