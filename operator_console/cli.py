@@ -1,0 +1,90 @@
+"""`fedqueue`: the operator's command. Whatever is slow to import is imported by the command that needs it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from rich.console import Console
+
+from operator_console.broker_commands import broker_app
+from operator_console.command_options import EpsilonText, epsilon_of
+from operator_console.doctor import doctor
+from operator_console.init_command import init
+from operator_console.institution_commands import institution_app
+from operator_console.operation_commands import pause, resume, stop
+from operator_console.status import status
+from shared.logs import configure
+from shared.outermost import run_program
+
+# Plain help and errors: a wrong value is one sentence that a script can show as well.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(broker_app, name="broker")
+app.add_typer(institution_app, name="institution")
+
+
+@app.callback()
+def fedqueue() -> None:
+    """Asynchronous federated learning in which RabbitMQ is the only thing the institutions share."""
+    configure(level="error")
+
+
+app.command()(init)
+
+
+@app.command()
+def demo(  # noqa: PLR0913 - typer takes one parameter for each option
+    *,
+    task: Annotated[str, typer.Option(help="sba-loans, credit-default, heart-disease, digits or mnist.")] = "sba-loans",
+    institutions: Annotated[int | None, typer.Option(min=1, help="How many; without it, what the task suggests.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates that an institution gives in all.")] = None,
+    buffer_size: Annotated[int | None, typer.Option(min=1, help="K: a version is made of so many updates.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For split, start and schedule; noise is never seeded.")] = 0,
+    epsilon: EpsilonText = "3",
+    split: Annotated[str | None, typer.Option(help="How the rows are divided, where the task offers a choice.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, new or empty; without it, a new one below runs/.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Run a whole federation on this machine: private broker, aggregator, six banks, report. About a minute."""
+    from operator_console.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        task=task,
+        institutions=institutions,
+        updates=updates,
+        buffer_size=buffer_size,
+        seed=seed,
+        epsilon=epsilon_of(epsilon),
+        split=split,
+        out=out,
+        quiet=quiet,
+    )
+    run_demo(options, Console(quiet=quiet))
+
+
+app.command()(status)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]) -> None:
+    """Write report.html again from the other files of a run."""
+    from operator_console.report import write_report
+
+    Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
+
+
+for command in (stop, pause, resume, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """`fedqueue`."""
+    run_program(_for_people)
+
+
+def _for_people() -> None:
+    """Runs the command; its error is then told as a sentence, not as a line of a log."""
+    try:
+        app()
+    finally:
+        structlog.reset_defaults()

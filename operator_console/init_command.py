@@ -1,0 +1,125 @@
+"""`fedqueue init`: a federation from a task, a broker and a list of institutions."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import datasets
+from broker_config import logins as login_file
+from broker_config.logins import Logins
+from broker_config.provision import administration
+from broker_config.topology import LINEAGE
+from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, epsilon_of, positive
+from operator_console.federation_folder import FederationFolder, named
+from operator_console.plan_options import TARGET_DELTA, PlanOptions
+from shared.errors import SettingsError, TopologyError
+from shared.plan import Ending
+
+
+def init(  # noqa: PLR0913 - typer takes one parameter for each option
+    *,
+    task: Annotated[str, typer.Option(help="A task file, or the name of a built-in task.")],
+    institution: Annotated[list[str], typer.Option(help="Id of an institution; repeatable.")],
+    folder: Folder = DEFAULT_FOLDER,
+    epsilon: EpsilonText = "3",
+    target_delta: Annotated[float, typer.Option(callback=positive, max=0.1, help="Of the privacy budget.")] = TARGET_DELTA,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates that an institution gives at most.")] = None,
+    buffer_size: Annotated[int | None, typer.Option(min=1, help="K: a version is made of so many updates.")] = None,
+    max_wait_seconds: Annotated[float, typer.Option(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
+    server_learning_rate: Annotated[float | None, typer.Option(callback=positive, help="Step of the global model.")] = None,
+    stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
+) -> None:
+    """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
+    options = PlanOptions(
+        epsilon=epsilon_of(epsilon),
+        target_delta=target_delta,
+        updates=updates,
+        buffer_size=buffer_size,
+        server_learning_rate=server_learning_rate,
+        max_wait_seconds=max_wait_seconds,
+        ending=Ending(updates=stop_after_updates),
+    )
+    text, source = task_text(task)
+    federation = FederationFolder(folder)
+    federation.demand_empty()
+    broker = broker_logins(federation)
+    demand_no_run(broker)
+    # torch makes version 0 and costs seconds, which a wrong option or an absent broker should not
+    from operator_console.founding import Founding, found_federation
+
+    rows = str(_existing(held_out)) if held_out else None
+    founding = Founding(text, source, named(_once(institution)), options, seed=seed, held_out=rows)
+    found_federation(federation, broker, founding)
+    _show(federation, institution)
+
+
+def task_text(task: str) -> tuple[str, str]:
+    """A task and where it is from: a file, or else a built-in one."""
+    file = Path(task)
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8"), task
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} cannot be read as text: {error}") from error
+    if task in datasets.TASKS:
+        return datasets.task_text(task), f"the built-in task {task}"
+    raise SettingsError(f"there is no file {task}, and no built-in task of that name; those are {', '.join(datasets.TASKS)}")
+
+
+def broker_logins(federation: FederationFolder) -> Logins:
+    """The broker of the folder's broker.json, else the one that the environment names."""
+    if (federation.path / login_file.FILE).exists():
+        return login_file.load(federation.path)
+    logins = login_file.logins_from_environment(os.environ)
+    if logins is None:
+        raise SettingsError(
+            f"{federation.path / login_file.FILE} does not exist: run `fedqueue broker up --dir {federation.path}` in another "
+            "terminal first, or set AMQP_URL and MANAGEMENT_URL to a broker of yours"
+        )
+    return logins
+
+
+def demand_no_run(broker: Logins) -> None:
+    """Raises TopologyError where the broker's virtual host holds a run; before anything is changed there or written here."""
+    with administration(broker) as management:
+        queues = [(each["vhost"], each["name"]) for each in management.definitions()["queues"]]
+        if (broker.vhost, LINEAGE) in queues and int(management.queue(LINEAGE).get("messages", 0)) > 0:
+            raise TopologyError(
+                f"the virtual host {broker.vhost} of {broker.management} already holds a run, and a virtual host holds one only: "
+                "go on with that run's folder, or name another virtual host in AMQP_URL"
+            )
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise SettingsError(f"--held-out {file}: there is no such file")
+    return file.resolve()
+
+
+def _once(institutions: list[str]) -> list[str]:
+    repeated = next((each for each in institutions if institutions.count(each) > 1), None)
+    if repeated is not None:
+        raise SettingsError(f"--institution {repeated} is given twice; each institution has an id of its own")
+    return institutions
+
+
+def _show(federation: FederationFolder, institutions: list[str]) -> None:
+    folder = federation.path
+    lines = [
+        f"The federation is founded, at version 0. Its folder is {folder}:",
+        f"  {federation.aggregator_file.relative_to(folder)}, task.toml, run.secret, broker.json   stay with you",
+        *(f"  institutions/{each}/   goes to {each}" for each in institutions),
+        "",
+        "Next, here:",
+        f"  fedqueue-aggregator --config {federation.aggregator_file}",
+        f"  fedqueue status --dir {folder} --watch",
+        "At each institution, in its folder, beside its training.csv and with num_examples set in client.toml:",
+        "  fedqueue-client --config client.toml --check",
+        "  fedqueue-client --config client.toml",
+    ]
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,145 @@
+"""`fedqueue institution add | remove | list`: who takes part."""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from broker_config import logins as login_file
+from broker_config.provision import provision, remove_institution
+from broker_config.topology import checked_institution
+from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
+from operator_console.operation_commands import OrderDesk, OrderRefusedError, order_desk
+from shared.errors import SettingsError, TopologyError
+from shared.messages import Entry, pseudonym
+from shared.plan import Plan
+
+institution_app = typer.Typer(help="Who takes part in a federation.", no_args_is_help=True, rich_markup_mode=None)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
+
+
+@institution_app.command()
+def add(
+    institution: Id,
+    title: Annotated[str | None, typer.Option(help="Its name for people.")] = None,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Admit an institution: login, queues, an entry in the next manifest, and a folder to give to it."""
+    federation = FederationFolder(folder)
+    with order_desk(federation) as desk:
+        newcomer = _newcomer(federation, desk, institution, title)
+        _prepare(federation, newcomer, desk.plan)
+        _admit(federation, desk, newcomer)
+    Console().print(
+        f"{institution} is a member, incarnation {newcomer.incarnation}.\n"
+        f"Give it {federation.institution(institution)}; with its own data and num_examples in client.toml it then runs\n"
+        "  fedqueue-client --config client.toml --check\n  fedqueue-client --config client.toml",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@institution_app.command()
+def remove(institution: Id, folder: Folder = DEFAULT_FOLDER) -> None:
+    """Remove an institution: its entry is closed, then its login, connections and queues are gone. Its updates stay folded."""
+    federation = FederationFolder(folder)
+    with order_desk(federation) as desk:
+        _dismiss(federation, desk, institution)
+    federation.keep(_changed(federation.facts(), institution, removed=True))
+    logins = federation.logins()
+    remove_institution(logins, institution)
+    login_file.save(logins.without(institution), federation.path)
+    typer.echo(f"{institution} is removed; `fedqueue institution add {institution}` admits it again, as a new incarnation")
+
+
+@institution_app.command("list")
+def list_institutions(folder: Folder = DEFAULT_FOLDER) -> None:
+    """Show every institution, removed ones too."""
+    federation = FederationFolder(folder)
+    with order_desk(federation) as desk:
+        table = Table("id", "title", "state", "updates", "epsilon", "incarnation")
+        for row in rows(federation, desk):
+            table.add_row(*row)
+    Console().print(table)
+
+
+def rows(federation: FederationFolder, desk: OrderDesk) -> Iterator[tuple[str, ...]]:
+    """The cells of `list`: id, title, state, updates, epsilon, incarnation."""
+    secret = federation.run_secret()
+    for facts in federation.facts().institutions:
+        entry = desk.table.get(pseudonym(secret, facts.id))
+        known = entry or Entry(incarnation=facts.incarnation)
+        epsilon = "-" if known.epsilon_spent is None else f"{known.epsilon_spent:.2f}"
+        yield facts.id, facts.title, state_of(entry), str(known.counters.aggregated), epsilon, str(known.incarnation)
+
+
+def state_of(entry: Entry | None) -> str:
+    """An institution's state in the table, in a word or two."""
+    if entry is None:
+        return "not admitted yet"
+    if entry.removed:
+        return "removed"
+    if entry.quarantined:
+        return "quarantined"
+    return "member" if entry.nonce else "never connected"
+
+
+def _newcomer(federation: FederationFolder, desk: OrderDesk, institution: str, title: str | None) -> InstitutionFacts:
+    """What will be known of it, under the next incarnation. Raises SettingsError where it is a member already."""
+    former = desk.table.get(pseudonym(federation.run_secret(), checked_institution(institution)))
+    if former is not None and not former.removed:
+        raise SettingsError(
+            f"{institution} is a member already; after a lost disk or a restored backup, remove it first, then add it again"
+        )
+    before = {each.id: each.title for each in federation.facts().institutions}
+    incarnation = former.incarnation + 1 if former else 1
+    return InstitutionFacts(id=institution, title=title or before.get(institution, institution), incarnation=incarnation)
+
+
+def _prepare(federation: FederationFolder, newcomer: InstitutionFacts, plan: Plan | None) -> None:
+    """Everything that must be there when the aggregator admits it; can be repeated."""
+    if plan is None:
+        raise TopologyError("the lineage names no plan")
+    logins = federation.logins().with_institutions([newcomer.id])
+    login_file.save(logins, federation.path)
+    provision(logins, logins.institutions)
+    facts = federation.facts()
+    others = [each for each in facts.institutions if each.id != newcomer.id]
+    federation.keep(facts.model_copy(update={"institutions": [*others, newcomer]}))
+    federation.write_client(newcomer, plan, ClientOptions())
+
+
+def _admit(federation: FederationFolder, desk: OrderDesk, newcomer: InstitutionFacts) -> None:
+    """Orders the admission. An order that came too late for an earlier one of the same content is fine."""
+    outcome = desk.give("admit", institution=newcomer.id, incarnation=newcomer.incarnation)
+    entry = desk.table.get(pseudonym(federation.run_secret(), newcomer.id))
+    if not outcome.applied and (entry is None or entry.removed or entry.incarnation != newcomer.incarnation):
+        raise OrderRefusedError(f"the aggregator refused to admit {newcomer.id}: {outcome.reason}")
+
+
+def _dismiss(federation: FederationFolder, desk: OrderDesk, institution: str) -> None:
+    """Orders the removal, unless the table has it already: a removal that broke off can then be repeated."""
+    alias = pseudonym(federation.run_secret(), institution)
+    entry = desk.table.get(alias)
+    if entry is None and institution not in _ids(federation.facts().institutions):
+        raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
+    if entry is not None and entry.removed:
+        return
+    outcome = desk.give("remove", institution=institution)
+    if not outcome.applied and not desk.table[alias].removed:
+        raise OrderRefusedError(f"the aggregator refused to remove {institution}: {outcome.reason}")
+
+
+def _ids(institutions: Iterable[InstitutionFacts]) -> set[str]:
+    return {each.id for each in institutions}
+
+
+def _changed(facts: Facts, institution: str, *, removed: bool) -> Facts:
+    institutions = [
+        each.model_copy(update={"removed": removed}) if each.id == institution else each for each in facts.institutions
+    ]
+    return facts.model_copy(update={"institutions": institutions})
