@@ -122,7 +122,14 @@ def _groups(task: str, institutions: int | None, seed: int, split: str | None) -
 
 
 def _banks(_split: str | None) -> list[Group]:
-    return _by_name(_shipped("sba-loans"), "bank", BANKS)
+    return _by_name(map(_with_derived_columns, _shipped("sba-loans")), "bank", BANKS)
+
+
+def _with_derived_columns(loan: Row) -> Row:
+    """What a bank would compute from each loan by itself: a straight line through amounts cannot say a share."""
+    share = int(loan["sba_guaranteed"]) / int(loan["amount_approved"])
+    same_state = int(loan["bank_state"] == loan["borrower_state"])
+    return loan | {"guaranteed_share": f"{share:.3f}", "same_state": str(same_state)}
 
 
 def _hospitals(_split: str | None) -> list[Group]:
