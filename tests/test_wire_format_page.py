@@ -1,4 +1,4 @@
-"""The examples of docs/wire-format.md are what the code writes, and a program that knows only the page can read and write them."""
+"""docs/wire-format.md: its examples are what the code writes, and who knows only the page can read and write them."""
 
 import hashlib
 import hmac
