@@ -88,9 +88,9 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         run = stack.enter_context(DemoRun(place.as_operator, folder, _workers(folder, banks), timetable))
         watch(lambda: run.tick(_shown(folder, spec)), console=console)
         run.end()
-        head, model = newest_model(place.as_operator)
+        _, model = newest_model(place.as_operator)
         console.print("measuring the models and writing the report", highlight=False)
-        outcome = comparison.outcome(model, head.manifest.version)
+        outcome = comparison.outcome(spec, model)
         summary = summarise(spec, run.history, outcome, seed=options.seed, wall_seconds=time.monotonic() - started)
         write_results(folder, run, model, summary)
     console.print(final_table(summary))
@@ -136,9 +136,9 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
     )
     clients = {
         bank.id: ClientOptions(
-            num_examples=bank.num_examples,
-            training_file=bank.training_file.name,
-            validation_file=bank.test_file.name,
+            num_examples=_rows(bank.training_file),
+            training_file=_seen_from(place.folder.institution(bank.id), bank.training_file),
+            validation_file=_seen_from(place.folder.institution(bank.id), bank.test_file),
             at_least_seconds=timetable.at_least_seconds(bank.id),
             reports_at_most=REPORTS_AT_MOST,
         )
@@ -155,6 +155,16 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
         free_bytes=place.free_bytes,
     )
     found_federation(place.folder, place.logins, founding)
+
+
+def _rows(file: Path) -> int:
+    """Rows under the header line; in this demonstration the number is public."""
+    with file.open() as lines:
+        return sum(1 for _ in lines) - 1
+
+
+def _seen_from(folder: Path, file: Path) -> str:
+    return os.path.relpath(file, folder)
 
 
 def _workers(folder: FederationFolder, banks: Sequence[DemoInstitution]) -> dict[str, WorkerProcess]:
