@@ -11,7 +11,7 @@ import typer
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.streams import LineageReader
-from broker_config.topology import OPERATIONS, entrance
+from broker_config.topology import OPERATIONS
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
 from shared import codec, messages
@@ -64,9 +64,7 @@ class OrderDesk:
         run_id = self.head.manifest.run_id
         order = Operation(run_id=run_id, operation_id=secrets.token_hex(16), kind=kind, arguments=dict(arguments))
         headers: dict[str, Header] = {"schema": codec.SCHEMA_VERSION, "run": run_id, "id": order.operation_id, "order": kind}
-        self._broker.publish(
-            entrance(OPERATIONS), Message(messages.encode("operation", order), "operation", order.operation_id, headers)
-        )
+        self._broker.publish(OPERATIONS, Message(messages.encode("operation", order), "operation", order.operation_id, headers))
         deadline = time.monotonic() + timeout_seconds
         while order.operation_id not in self._outcomes:
             self._wait(kind, deadline - time.monotonic(), timeout_seconds)
