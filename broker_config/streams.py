@@ -82,7 +82,9 @@ def last_offset(broker: Broker, stream: str) -> int:
     return -1
 
 
-def fetch_blob(broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL) -> bytes:
+def fetch_blob(
+    broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL, idle_seconds: float = FETCH_IDLE_SECONDS
+) -> bytes:
     """Reads a blob from its stream and checks it against its name.
 
     Raises BrokerUnavailableError when chunks are missing: the manifest that names them may be ahead of a replica.
@@ -91,7 +93,7 @@ def fetch_blob(broker: Broker, location: Location, blob: messages.BlobName, *, s
     start, missing = location.offset, location.chunks
     while True:
         found = False
-        for delivery in broker.read(stream, start, count=missing, idle_seconds=FETCH_IDLE_SECONDS):
+        for delivery in broker.read(stream, start, count=missing, idle_seconds=idle_seconds):
             found, start = True, 1 + (delivery.offset or 0)
             if delivery.message.headers.get("id") != blob.hash:
                 continue

@@ -1,0 +1,143 @@
+import pytest
+
+from broker_config.streams import (
+    BlobWriter,
+    LineageReader,
+    UninitialisedError,
+    fetch_blob,
+    last_offset,
+    publish_claim,
+    publish_record,
+)
+from broker_config.topology import LINEAGE, MODEL
+from shared import codec
+from shared.broker import Message
+from shared.chunks import split
+from shared.errors import BrokerUnavailableError, TopologyError
+from shared.messages import BlobName, Location
+from tests.builders import RUN, a_claim, a_plan, a_record, small_limits
+
+CONTENT = bytes(range(256)) * 10
+BLOB = BlobName(hash=codec.content_hash(CONTENT), size=len(CONTENT))
+PLAN = a_plan(limits=small_limits(chunk_bytes=1024))  # CONTENT makes three chunks
+
+
+def chunks_of(content: bytes) -> list[Message]:
+    return list(split(content, kind="model", run_id=RUN, identity=codec.content_hash(content), chunk_bytes=1024))
+
+
+@pytest.fixture
+def aggregator(broker_server):
+    return broker_server.connect("aggregator")
+
+
+def filled(broker, versions: int):
+    """A lineage of so many versions, each after the first with no more than a changed entry."""
+    publish_claim(broker, a_claim(1))
+    records = [a_record(0)]
+    for version in range(1, versions):
+        records.append(a_record(version, after=records[-1], whole=False, plan=None, table={}))
+    for record in records:
+        publish_record(broker, record)
+    return records
+
+
+def test_an_empty_lineage_is_not_a_beginning(aggregator):
+    with pytest.raises(UninitialisedError, match="fedqueue init"):
+        LineageReader(aggregator).catch_up()
+
+
+def test_a_reader_finds_the_head_of_a_long_lineage_and_goes_on_from_there(broker_server, aggregator):
+    records = filled(aggregator, 70)
+    reader = LineageReader(broker_server.connect("bank-a"))
+    reader.catch_up()
+    head, lineage = reader.current()
+    assert head.hash == records[-1].hash
+    assert lineage.complete
+    next_one = a_record(70, after=records[-1])
+    publish_record(aggregator, next_one)
+    delivery = reader._broker.receive(10)
+    assert delivery is not None
+    assert reader.take(delivery) == "extended"
+    assert reader.current()[0].hash == next_one.hash
+    assert reader.head_at == delivery.offset
+
+
+def test_records_that_cannot_be_read_are_passed_over(broker_server, aggregator):
+    records = filled(aggregator, 2)
+    aggregator.publish(LINEAGE, Message(b"\x80\x04\x95", "manifest", "x"))
+    aggregator.publish(LINEAGE, Message(b"", "claim", "x"))
+    publish_record(aggregator, a_record(2, after=records[-1]))
+    reader = LineageReader(broker_server.connect("bank-a"))
+    reader.catch_up()
+    assert reader.current()[0].manifest.version == 2
+
+
+def test_a_lineage_without_a_valid_chain_is_for_a_person_to_look_at(aggregator):
+    publish_record(aggregator, a_record(0, epoch=4))
+    with pytest.raises(TopologyError, match="no valid chain"):
+        LineageReader(aggregator).catch_up()
+
+
+def test_each_manifest_of_the_chain_is_told_once(broker_server, aggregator):
+    records = filled(aggregator, 3)
+    publish_record(aggregator, records[-1])
+    told = []
+    reader = LineageReader(
+        broker_server.connect("bank-b"), on_record=lambda record, delivery: told.append(record.manifest.version)
+    )
+    reader.catch_up()
+    assert told == [0, 1, 2]
+
+
+def test_a_blob_is_fetched_from_where_its_writer_says_it_stands(broker_server, aggregator):
+    writer = BlobWriter(aggregator, MODEL)
+    other = CONTENT[::-1]
+    first, second = writer.publish_model(CONTENT, PLAN, RUN), writer.publish_model(other, PLAN, RUN)
+    assert (first.chunks, second.chunks) == (3, 3)
+    reader = broker_server.connect("bank-a")
+    assert fetch_blob(reader, second, BlobName(hash=codec.content_hash(other), size=len(other))) == other
+    assert fetch_blob(reader, first, BLOB) == CONTENT
+
+
+def test_a_writer_that_comes_later_goes_on_behind_what_is_there(broker_server, aggregator):
+    BlobWriter(aggregator, MODEL).publish_model(CONTENT[::-1], PLAN, RUN)
+    at = BlobWriter(broker_server.connect("aggregator"), MODEL).publish_model(CONTENT, PLAN, RUN)
+    assert at.offset == 3
+    assert fetch_blob(aggregator, at, BLOB) == CONTENT
+
+
+def test_an_offset_that_is_too_low_still_finds_the_blob(aggregator):
+    writer = BlobWriter(aggregator, MODEL)
+    writer.publish_model(CONTENT[::-1], PLAN, RUN)
+    at = writer.publish_model(CONTENT, PLAN, RUN)
+    assert fetch_blob(aggregator, Location(offset=0, chunks=at.chunks), BLOB) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param([0, 1, 0, 1, 2], id="a try that was cut off, then the whole"),
+        pytest.param([1, 2, 0, 1, 2], id="the end of an earlier copy, then the whole"),
+        pytest.param([0, 0, 1, 1, 2, 2], id="two writers in turn"),
+        pytest.param([2, 0, 2, 1, 2], id="two writers, one ahead"),
+    ],
+)
+def test_a_blob_that_was_written_more_than_once_is_read_once(aggregator, order):
+    for index in order:
+        aggregator.publish(MODEL, chunks_of(CONTENT)[index])
+    assert fetch_blob(aggregator, Location(offset=0, chunks=3), BLOB) == CONTENT
+
+
+def test_a_blob_that_is_not_all_there_is_waited_for_by_reconnecting(broker_server):
+    aggregator = broker_server.connect("aggregator")
+    for chunk in chunks_of(CONTENT)[:2]:
+        aggregator.publish(MODEL, chunk)
+    with pytest.raises(BrokerUnavailableError, match=r"is not whole in fl\.model from offset 0"):
+        fetch_blob(aggregator, Location(offset=0, chunks=3), BLOB, idle_seconds=0.3)
+
+
+def test_the_end_of_an_empty_stream_is_before_its_first_offset(aggregator):
+    assert last_offset(aggregator, MODEL) == -1
+    aggregator.publish(MODEL, chunks_of(CONTENT)[0])
+    assert last_offset(aggregator, MODEL) == 0
