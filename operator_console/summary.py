@@ -145,11 +145,11 @@ def final_table(summary: Summary) -> RenderableType:
     """The federated model against each institution alone and against pooled training, all on the same rows."""
     names = [name for name in summary["federated"] if name != "threshold"]
     table = Table(title="on all institutions' test rows", box=box.SIMPLE_HEAD, title_justify="left", title_style="dim")
-    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=34)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=30)
     for name in names:
         table.add_column(metric_name(name), justify="right", no_wrap=True)
     table.add_row("federated", *_cells(summary["federated"], names), style="bold green")
-    table.add_row("pooled data (what nobody may do)", *_cells(summary["pooled"], names), style="dim", end_section=True)
+    table.add_row("pooled data", *_cells(summary["pooled"], names), style="dim", end_section=True)
     metric = summary["metric"]
     for each in summary["institutions"]:
         wins = better(metric, each["alone"][metric], summary["federated"][metric])

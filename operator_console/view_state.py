@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import median, median_low
 from typing import Literal
 
 from operator_console.events import Event
@@ -15,7 +15,7 @@ State = Literal[
 ]
 SILENT_AFTER_SECONDS = 10.0
 SILENT_AFTER_PACES = 5.0
-"""An institution is silent after so many of its own usual intervals between updates, and never sooner than the seconds."""
+"""An institution is silent after so many of its usual intervals between updates, and never sooner than the seconds."""
 SLOW_PACE = 4.0
 """How many times the usual interval of all makes one slow."""
 
@@ -98,7 +98,7 @@ def _rows(history: History, *, now_ms: int, events: Sequence[Event]) -> tuple[Ro
     weight = sum(part.total_weight for part in parts)
     examples = sum(part.entry.num_examples or 0 for part in parts)
     paces = [pace for pace in map(pace_seconds, parts) if pace is not None]
-    usual = median(paces) if paces else None
+    usual = median_low(paces) if paces else None
     rows = []
     for part in parts:
         counters = part.entry.counters
@@ -145,7 +145,8 @@ def _activity(part: Part, *, since_last_ms: int, usual_pace_seconds: float | Non
     if not part.settled and not part.entry.nonce:
         return "waiting"
     pace = pace_seconds(part)
-    if since_last_ms > 1000 * max(SILENT_AFTER_SECONDS, SILENT_AFTER_PACES * (pace or 0.0)) and not told_slow:
+    expected = pace or usual_pace_seconds
+    if expected and not told_slow and since_last_ms > 1000 * max(SILENT_AFTER_SECONDS, SILENT_AFTER_PACES * expected):
         return "silent"
     found_slow = pace is not None and usual_pace_seconds is not None and pace > SLOW_PACE * usual_pace_seconds
     return "slow" if told_slow or found_slow else "training"

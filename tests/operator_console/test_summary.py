@@ -1,0 +1,132 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from operator_console.summary import Comparison, Summary, beaten, final_table, findings, summarise, threshold_rule, write_summary
+from shared.tasks.spec import TaskSpec, parse_task
+from tests.operator_console.conftest import EXAMPLES, Finished
+
+BINARY = """
+name = "toy"
+kind = "binary"
+[label]
+column = "y"
+positive = ["1"]
+base_rate = 0.175
+[[numeric]]
+columns = "x"
+minimum = 0
+maximum = 1
+[model]
+type = "logistic"
+"""
+REGRESSION = """
+name = "toy"
+kind = "regression"
+[label]
+column = "y"
+minimum = 0
+maximum = 10
+[[numeric]]
+columns = "x"
+minimum = 0
+maximum = 1
+[model]
+type = "linear"
+"""
+
+
+def spec(text: str = BINARY) -> TaskSpec:
+    return parse_task(text, source="task.toml")
+
+
+def figures(auc: float | None) -> dict[str, float | None]:
+    return {"auc": auc, "log_loss": 0.5, "accuracy": 0.8, "recall": 0.4, "f1": 0.45, "threshold": 0.21}
+
+
+COMPARISON = Comparison(
+    federated=figures(0.7),
+    pooled=figures(0.75),
+    alone={"bank-a": figures(0.61), "bank-b": figures(0.72), "bank-c": figures(None)},
+    own_alone={"bank-a": figures(0.66), "bank-b": figures(0.64)},
+    own_federated={"bank-a": figures(0.65), "bank-b": figures(0.68)},
+)
+
+
+@pytest.fixture
+def summary(finished: Finished) -> Summary:
+    return summarise(spec(), finished.history, COMPARISON, seed=7, wall_seconds=12.3456)
+
+
+def test_the_summary_has_every_key_that_scripts_rely_on(summary: Summary):
+    assert {
+        "schema",
+        "task",
+        "seed",
+        "wall_seconds",
+        "versions",
+        "updates",
+        "institutions",
+        "federated",
+        "pooled",
+    } <= summary.keys()
+    assert {"aggregated", "stale", "duplicate", "rejected"} <= summary["updates"].keys()
+    wanted = "id num_examples updates mean_staleness total_weight epsilon_spent target_delta alone federated own"
+    for each in summary["institutions"]:
+        assert each.keys() == set(wanted.split())
+        assert each["own"].keys() == {"alone", "federated"}
+        assert {"auc", "log_loss", "accuracy", "recall", "f1"} <= each["alone"].keys()
+
+
+def test_the_summary_counts_what_the_run_did(summary: Summary, finished: Finished):
+    assert summary["updates"]["aggregated"] == sum(each["updates"] for each in summary["institutions"]) >= 30
+    assert summary["versions"] == finished.history.links[-1].manifest.version
+    assert {each["id"]: each["num_examples"] for each in summary["institutions"]} == EXAMPLES
+    assert (summary["seed"], summary["wall_seconds"], summary["phase"]) == (7, 12.346, "finished")
+
+
+def test_a_figure_that_does_not_exist_is_null(summary: Summary, tmp_path: Path):
+    write_summary(tmp_path / "summary.json", summary)
+    bank_c = json.loads((tmp_path / "summary.json").read_text())["institutions"][2]
+    assert bank_c["alone"]["auc"] is None
+    assert bank_c["own"] == {"alone": dict.fromkeys(figures(0)), "federated": dict.fromkeys(figures(0))}
+
+
+def test_a_figure_that_is_not_a_number_is_null_too(finished: Finished):
+    comparison = Comparison(federated=figures(float("nan")))
+    assert summarise(spec(), finished.history, comparison, seed=0, wall_seconds=1)["federated"]["auc"] is None
+
+
+def test_regression_has_its_own_figures(finished: Finished):
+    comparison = Comparison(
+        federated={"rmse": 2.0, "mae": 1.5, "r2": 0.25}, alone={"bank-a": {"rmse": 3.0}, "bank-b": {"rmse": 1.0}}
+    )
+    summary = summarise(spec(REGRESSION), finished.history, comparison, seed=0, wall_seconds=1)
+    assert summary["federated"] == {"rmse": 2.0, "mae": 1.5, "r2": 0.25}
+    assert summary["threshold_rule"] is None
+    assert beaten(summary) == (1, 2)
+
+
+def test_the_findings_count_banks_beaten_and_name_those_better_at_home(summary: Summary):
+    assert findings(summary, {"bank-a": "The A Bank"}) == [
+        "The federated model beats 1 of 2 institutions' own models on all test rows (AUC).",
+        "On its own rows The A Bank does better with its own model: AUC 0.660, the federated model 0.650.",
+        "Accuracy, recall and F1: the 17.5% of rows with the highest scores are called positive, as many as in training.",
+    ]
+
+
+def test_a_fixed_threshold_is_stated_as_such():
+    fixed = spec(BINARY.replace("base_rate = 0.175", "threshold = 0.4"))
+    assert threshold_rule(fixed) == "a row is called positive from a score of 0.4"
+
+
+def test_the_final_table_shows_every_model_and_states_the_threshold(summary: Summary):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(final_table(summary))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for fact in ("federated", "pooled", "bank-a alone", "0.610", "0.720", "0.750", "beats 1 of 2", "17.5%"):
+        assert fact in text
+    assert max(map(len, text.splitlines())) <= 80
