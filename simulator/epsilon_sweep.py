@@ -1,19 +1,13 @@
-"""What privacy costs: the same federation, data and seed, without noise and at epsilon 8, 3 and 1, in one process.
+"""What privacy costs: the same federation, data and seed, without noise and at epsilon 8, 3 and 1, in one process."""
 
-python -m simulator.epsilon_sweep --folder DIR --seed 0 --out FILE: DIR as written by `operator_console.demo_data.prepare`.
-"""
-
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 
 from client_worker.data import load_dataset
-from shared.errors import FederationError, SettingsError
+from shared.errors import SettingsError
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import Figures, evaluate
 from shared.tasks.spec import TaskSpec, parse_task
@@ -67,25 +61,3 @@ def until_the_fast_are_done(spec: TaskSpec, institutions: int, updates: int | No
     """Updates in all when the one slow institution has given a tenth of what each of the others gives."""
     each = updates or spec.training.updates
     return each if institutions == 1 else (institutions - 1) * each + max(1, each // 10)
-
-
-def main(
-    folder: Annotated[Path, typer.Option(help="Folder with task.toml, data/ and held_out.csv.")],
-    out: Annotated[Path, typer.Option(help="File to write the rows to, as JSON.")],
-    seed: Annotated[int, typer.Option(help="Initialisation and schedule.")] = 0,
-    updates: Annotated[int | None, typer.Option(help="Updates of each institution; the task's unless given.")] = None,
-) -> None:
-    """Runs the sweep on a demonstration's data and writes one JSON list."""
-    try:
-        spec, trainings, held_out = read_folder(folder)
-        total = until_the_fast_are_done(spec, len(trainings), updates)
-        options = Options(seed=seed, updates=updates, total=total)
-        rows = sweep(spec, members_with_one_slow(trainings, seed=seed), held_out, options)
-    except FederationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)
