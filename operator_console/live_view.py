@@ -103,7 +103,9 @@ class _Screen:
         if view.phase != "running":
             yield Padding(Text(f"{view.phase}: {view.phase_reason}" if view.phase_reason else view.phase, style="bold"), (0, 1))
         if view.management_url:
-            yield Padding(_address(view), (0, 1))
+            yield Padding(Text.assemble(("queues: ", "dim"), (view.management_url, "underline")), (0, 1))
+        if view.login:
+            yield Padding(Text(f"read-only login: {view.login}", style="dim"), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +205,3 @@ def _epsilon(row: Row, pen: _Pen, budget: float | None) -> Text:
         return Text("")
     used = row.epsilon_spent / budget
     return pen.bar(used, style="magenta").append(f" {row.epsilon_spent:.2f}")
-
-
-def _address(view: ViewState) -> Text:
-    text = Text("queues: ", style="dim").append(view.management_url, style="underline not dim")
-    return text.append(f"  read-only login: {view.login}", style="dim") if view.login else text
