@@ -57,7 +57,6 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
         epsilon=epsilon_of(epsilon),
         split=split,
         out=out,
-        quiet=quiet,
     )
     run_demo(options, Console(quiet=quiet))
 

@@ -49,7 +49,6 @@ class DemoOptions:
     epsilon: float | None = 3.0
     split: str | None = None
     out: Path | None = None
-    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

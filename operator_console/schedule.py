@@ -7,7 +7,7 @@ from dataclasses import dataclass
 ORDINARY_SECONDS = 1.0
 """How long an ordinary local training of the demonstration takes at least, so that a person can watch."""
 SLOWDOWN = 10.0
-KILLED_AFTER_SHARE = 0.4
+KILLED_AFTER_SHARE = 0.3
 RESTART_AFTER_SECONDS = 2.0
 
 
