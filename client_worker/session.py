@@ -57,6 +57,7 @@ class Session:
         self._greeted = False
         self._outcomes: dict[int, str] = {}
         self._send_after = 0.0
+        self._sent = 0
         self._train_after = 0.0
         self._last_base = ""
         self._spent_plan = ""
@@ -90,9 +91,8 @@ class Session:
         sealed = self._work.seal()
         if sealed is not None:
             waiting.append(sealed)
-            self._send_after = 0.0
         if waiting:
-            if time.monotonic() >= self._send_after:
+            if waiting[0].sequence != self._sent or time.monotonic() >= self._send_after:
                 self._send(waiting[0])
         elif self._work.training is None:
             self._train()
@@ -151,7 +151,7 @@ class Session:
             )
         if entry.watermark < sequence:
             self._work.ledger.reopen(entry.watermark)
-        self._greeted, self._send_after = True, 0.0
+        self._greeted = True
         log.info("welcome", watermark=entry.watermark, to_send=sequence - entry.watermark)
 
     def _settle(self) -> list[Sealed]:
@@ -177,6 +177,7 @@ class Session:
     def _send(self, sealed: Sealed) -> None:
         """Publishes an update from its first chunk on; a re-send is the same bytes under the same ids."""
         member, content = self._work.member, self._work.ledger.content(sealed.sequence)
+        self._sent = sealed.sequence
         about: dict[str, Header] = {
             "institution": member.institution,
             "incarnation": member.incarnation,
