@@ -19,6 +19,7 @@ from operator_console.report_tables import (
     own_grid,
     part_grid,
     plan_rows,
+    size_text,
     sweep_grid,
     tiles,
 )
@@ -62,6 +63,7 @@ def content(records: Records) -> dict[str, Any]:
         "parts": part_grid(records),
         "epsilon": epsilon_picture(records, plan),
         "left": left_grid(records, plan),
+        "model_size": size_text(records.lines[-1]["model_bytes"]),
         "noisy": plan is not None and plan["privacy"]["mechanism"] != "none",
         "sweep": sweep_picture(records),
         "sweep_grid": sweep_grid(records),

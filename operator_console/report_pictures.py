@@ -94,7 +94,9 @@ def epsilon_picture(records: Records, plan: Mapping[str, Any] | None) -> Picture
             if line["institutions"].get(institution, {}).get("epsilon_spent") is not None
         ]
         if steps:
-            courses[title_of(records, institution)] = Course([at for at, _ in steps], [spent for _, spent in steps])
+            courses[title_of(records, institution)] = Course(
+                [0.0, *(at for at, _ in steps)], [0.0, *(spent for _, spent in steps)]
+            )
     if not courses:
         return None
     said = "; ".join(f"{name} {course.ys[-1]:.2f}" for name, course in courses.items())

@@ -8,6 +8,8 @@ from operator_console.live_view import metric_name
 from operator_console.report_records import Grid, Line, Records, best_alone, epsilon_text, title_of
 from operator_console.summary import Summary, better_at_home, figure_text
 
+NEVER_CAME = ("lost",)
+
 
 def tiles(summary: Summary, plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """The run in a few numbers."""
@@ -83,23 +85,20 @@ def part_grid(records: Records) -> Grid:
 
 def left_grid(records: Records, plan: Mapping[str, Any] | None) -> Grid:
     """What each institution sent, all of it."""
-    model_bytes = records.lines[-1]["model_bytes"]
-    sent = Counter(each["institution"] for each in records.reports)
-    rows = []
-    for each in records.summary["institutions"]:
-        own = [report for report in records.reports if report["institution"] == each["id"]]
-        rows.append(
-            [
-                title_of(records, each["id"]),
-                f"{each['updates']} of about {size_text(model_bytes)}",
-                f"{each['num_examples']:,}" if each["num_examples"] else "-",
-                statement_text(each, plan),
-                reports_text(own) if sent[each["id"]] else "none",
-            ]
-        )
-    return Grid(
-        ["Institution", "folded updates", "stated examples", "privacy statement", "reports of noised figures"], rows, wordy=True
+    refused = Counter(
+        each["institution"] for line in records.lines for each in line["not_folded"] if each["outcome"] not in NEVER_CAME
     )
+    rows = [
+        [
+            title_of(records, each["id"]),
+            f"{each['updates']} folded, {refused[each['id']]} not",
+            f"{each['num_examples']:,}" if each["num_examples"] else "-",
+            statement_text(each, plan),
+            reports_text([report for report in records.reports if report["institution"] == each["id"]]),
+        ]
+        for each in records.summary["institutions"]
+    ]
+    return Grid(["Institution", "updates", "stated examples", "privacy statement", "reports of noised figures"], rows, wordy=True)
 
 
 def statement_text(institution: Mapping[str, Any], plan: Mapping[str, Any] | None) -> str:
@@ -117,6 +116,8 @@ def statement_text(institution: Mapping[str, Any], plan: Mapping[str, Any] | Non
 
 def reports_text(reports: Sequence[Mapping[str, Any]]) -> str:
     """How many reports, of which figures, at what cost."""
+    if not reports:
+        return "none"
     figures = sorted({key for report in reports for key in report} - {"institution", "version", "epsilon"})
     return f"{len(reports)} of {', '.join(map(metric_name, figures))}; epsilon {reports[0]['epsilon']:g} each"
 
@@ -163,7 +164,10 @@ def plan_rows(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [
         ("Task", f"{plan['task']} (task hash {plan['task_hash'][:12]})"),
         ("A version is made", buffer_text(aggregation)),
-        ("Weight of an update", f"share of the data, times {staleness_text(aggregation['staleness'])}"),
+        (
+            "Weight of an update",
+            f"server learning rate, times share of the data, times {staleness_text(aggregation['staleness'])}",
+        ),
         ("Server learning rate", f"{aggregation['server_learning_rate']:g}"),
         ("One local training", training),
         ("Updates planned", f"{local['updates']} from each institution"),
