@@ -135,9 +135,8 @@ def _lineage(federation: FederationFolder, _logins: Logins) -> Iterator[Finding]
         what = f"the broker holds run {manifest.run_id}, this folder is of run {facts.run_id}"
         yield Finding("lineage", False, what, "use the folder of that run, or another virtual host")
         return
-    yield Finding(
-        "lineage", True, f"version {manifest.version}, epoch {head.epoch}, {manifest.phase} {manifest.phase_reason}".strip()
-    )
+    reason = f" ({manifest.phase_reason})" if manifest.phase_reason else ""
+    yield Finding("lineage", True, f"version {manifest.version}, epoch {head.epoch}, {manifest.phase}{reason}")
 
 
 def _leader(federation: FederationFolder, logins: Logins) -> Iterator[Finding]:

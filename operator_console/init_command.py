@@ -9,8 +9,10 @@ from rich.console import Console
 
 import datasets
 from broker_config import logins as login_file
+from broker_config.connection import connect
 from broker_config.logins import Logins
 from broker_config.provision import administration
+from broker_config.streams import last_offset
 from broker_config.topology import LINEAGE
 from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, epsilon_of, positive
 from operator_console.federation_folder import FederationFolder, named
@@ -88,11 +90,19 @@ def demand_no_run(broker: Logins) -> None:
     """Raises TopologyError where the broker's virtual host holds a run; before anything is changed there or written here."""
     with administration(broker) as management:
         queues = [(each["vhost"], each["name"]) for each in management.definitions()["queues"]]
-        if (broker.vhost, LINEAGE) in queues and int(management.queue(LINEAGE).get("messages", 0)) > 0:
-            raise TopologyError(
-                f"the virtual host {broker.vhost} of {broker.management} already holds a run, and a virtual host holds one only: "
-                "go on with that run's folder, or name another virtual host in AMQP_URL"
-            )
+    if (broker.vhost, LINEAGE) in queues and not _lineage_is_empty(broker):
+        raise TopologyError(
+            f"the virtual host {broker.vhost} of {broker.management} already holds a run, and a virtual host holds one only: "
+            "go on with that run's folder, or name another virtual host in AMQP_URL"
+        )
+
+
+def _lineage_is_empty(broker: Logins) -> bool:
+    connection = connect(broker.settings(broker.administrator), name="fedqueue-init")
+    try:
+        return last_offset(connection, LINEAGE) < 0
+    finally:
+        connection.close()
 
 
 def _existing(file: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from broker_config.connection import connect, waiting_messages
-from broker_config.logins import Logins, create
+from broker_config.logins import Logins, create, load, save
 from broker_config.memory import MemoryRabbit
 from broker_config.node import SYSTEM, Installation, PrivateNode, start_node
 from broker_config.provision import administration, provision, remove_institution
@@ -159,6 +159,20 @@ def rabbitmq_server(private_node: PrivateNode, logins: Logins) -> Iterator[Rabbi
     server = RabbitmqServer(private_node, logins.model_copy(update={"vhost": vhost, "amqp": private_node.amqp_url(vhost)}))
     yield server
     server.close()
+
+
+@pytest.fixture
+def broker_folder(private_node: PrivateNode, logins: Logins, tmp_path: Path) -> Iterator[Path]:
+    """A folder as `fedqueue broker up` leaves it, for a virtual host of its own on the private node."""
+    vhost = f"own-{secrets.token_hex(4)}"
+    users = {name: word for name, word in logins.users.items() if name not in INSTITUTIONS}
+    own = logins.model_copy(update={"vhost": vhost, "amqp": private_node.amqp_url(vhost), "users": users})
+    save(own, tmp_path / "federation")
+    yield tmp_path / "federation"
+    with administration(own) as management:
+        management.delete_vhost()
+        for institution in load(tmp_path / "federation").institutions:
+            management.delete_user(institution)
 
 
 @pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])

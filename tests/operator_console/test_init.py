@@ -1,0 +1,139 @@
+"""`fedqueue init`: what it writes, what it refuses, and that a refusal changes nothing."""
+
+import stat
+import tomllib
+
+import pytest
+import typer
+
+from broker_config.logins import load, save
+from broker_config.provision import check
+from operator_console.command_options import epsilon_of, positive
+from operator_console.federation_folder import FederationFolder
+from operator_console.init_command import init, task_text
+from operator_console.operation_commands import order_desk
+from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
+
+TASK = """
+name = "ripeness"
+kind = "binary"
+[label]
+column = "ripe"
+positive = ["yes"]
+[[numeric]]
+columns = ["weight", "colour"]
+minimum = 0
+maximum = 10
+[model]
+type = "logistic"
+[training]
+updates = 7
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    file = tmp_path / "ripeness.toml"
+    file.write_text(TASK)
+    return file
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.rabbitmq
+def test_a_founded_federation_is_on_the_broker_and_in_its_folder(broker_folder, task_file, capsys):
+    init(task=str(task_file), institution=["north", "south"], folder=broker_folder, epsilon="2", stop_after_updates=9)
+    federation = FederationFolder(broker_folder)
+    with order_desk(federation) as desk:
+        assert desk.head.manifest.version == 0
+        assert desk.head.manifest.run_id == federation.facts().run_id
+        assert set(desk.table) == set(federation.names())
+        assert desk.plan.privacy.epsilon == 2
+        assert desk.plan.local.updates == 7
+        assert desk.plan.ending.updates == 9
+    assert (broker_folder / "members.txt").read_text().split() == ["north", "south"]
+    kit = broker_folder / "institutions" / "south"
+    settings = tomllib.loads((kit / "client.toml").read_text())
+    assert settings["broker"]["user"] == "south"
+    assert settings["policy"]["max_epsilon"] == 2
+    assert (kit / "task.toml").read_text() == TASK
+    secrets = [
+        broker_folder / "broker.json",
+        broker_folder / "run.secret",
+        kit / "password",
+        broker_folder / "aggregator/password",
+    ]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in secrets} == {0o600}
+    assert f"fedqueue-aggregator --config {broker_folder / 'aggregator.toml'}" in capsys.readouterr().out
+
+
+@pytest.mark.rabbitmq
+def test_the_broker_has_the_limits_that_its_logins_name(broker_folder, task_file):
+    init(task=str(task_file), institution=["north"], folder=broker_folder)
+    logins = load(broker_folder)
+    assert logins.limits.update_bytes == 2**20
+    assert check(logins, logins.institutions) == []
+
+
+@pytest.mark.rabbitmq
+def test_neither_a_folder_nor_a_virtual_host_takes_a_second_federation(broker_folder, task_file, tmp_path):
+    init(task=str(task_file), institution=["north"], folder=broker_folder)
+    before = files(broker_folder)
+    with pytest.raises(SettingsError, match="already holds a federation"):
+        init(task=str(task_file), institution=["south"], folder=broker_folder)
+    assert files(broker_folder) == before
+
+    elsewhere = tmp_path / "elsewhere"
+    save(load(broker_folder), elsewhere)
+    before = files(elsewhere)
+    with pytest.raises(TopologyError, match="already holds a run"):
+        init(task=str(task_file), institution=["south"], folder=elsewhere)
+    assert files(elsewhere) == before
+
+
+@pytest.mark.rabbitmq
+def test_an_init_that_broke_off_can_be_repeated(broker_folder, task_file):
+    whole = load(broker_folder)
+    save(whole.model_copy(update={"amqp": "amqp://127.0.0.1:1/nowhere"}), broker_folder)
+    with pytest.raises(BrokerUnavailableError, match=r"connect to 127\.0\.0\.1:1 "):
+        init(task=str(task_file), institution=["north"], folder=broker_folder)
+    save(load(broker_folder).model_copy(update={"amqp": whole.amqp}), broker_folder)
+    init(task=str(task_file), institution=["north"], folder=broker_folder)
+    assert FederationFolder(broker_folder).facts().task == "ripeness"
+
+
+def test_without_a_broker_the_command_that_starts_one_is_named(task_file, tmp_path):
+    with pytest.raises(SettingsError, match=r"fedqueue broker up --dir .*/new"):
+        init(task=str(task_file), institution=["north"], folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_task_is_a_file_or_the_name_of_a_built_in_one(task_file, tmp_path):
+    assert task_text(str(task_file)) == (TASK, str(task_file))
+    assert 'name = "heart-disease"' in task_text("heart-disease")[0]
+    with pytest.raises(SettingsError, match="no file ripenes, and no built-in task of that name; those are sba-loans"):
+        task_text("ripenes")
+    (tmp_path / "picture.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=r"picture.toml cannot be read as text"):
+        task_text(str(tmp_path / "picture.toml"))
+
+
+@pytest.mark.parametrize(("text", "epsilon"), [("3", 3.0), ("0.5", 0.5), ("none", None), ("NONE", None)])
+def test_epsilon_is_a_positive_number_or_none(text, epsilon):
+    assert epsilon_of(text) == epsilon
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "three", ""])
+def test_any_other_epsilon_is_refused(text):
+    with pytest.raises(typer.BadParameter, match="neither a positive number nor none"):
+        epsilon_of(text)
+
+
+def test_a_number_that_must_be_positive_is_checked():
+    assert positive(0.5) == 0.5
+    assert positive(None) is None
+    for wrong in (0.0, -2.0, float("nan"), float("inf")):
+        with pytest.raises(typer.BadParameter, match="is not a positive number"):
+            positive(wrong)
