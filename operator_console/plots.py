@@ -110,7 +110,7 @@ def metric_course(course: Course, *, name: str, over: str, levels: Sequence[Leve
         highest = max((level.value for level in levels), default=None)
         for level in levels:
             side = "bottom" if level.value == highest else "top"
-            axes.annotate(level.text, (0.02, level.value), xycoords=("axes fraction", "data"), ha="left", va=side, **_SMALL)
+            axes.annotate(level.text, (0.03, level.value), xycoords=("axes fraction", "data"), ha="left", va=side, **_SMALL)
         for mark in marks:
             axes.axvline(mark.at, color=SERIES[5], linewidth=1, linestyle=DASHES[2], zorder=1)
             axes.annotate(f"{mark.number}", (mark.at, 1.0), xycoords=("data", "axes fraction"), ha="center", color=SERIES[5])

@@ -1,12 +1,24 @@
 import io
 import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
 from rich.console import Console
 
+from aggregator_worker.genesis import found
+from broker_config.logins import Logins, create
+from operator_console.federation_folder import Facts, FederationFolder, InstitutionFacts
 from operator_console.history import History
 from operator_console.status import screen, status_object, waiting_text
 from operator_console.view_state import Shown, view_of
-from tests.operator_console.conftest import RUN, Finished
+from shared.messages import Entry
+from tests.conftest import RabbitmqServer
+from tests.operator_console.conftest import PLAN, RUN, Finished
+from tests.operator_console.test_summary import BINARY
 
 DEPTHS = {"fl.upd.bank-a": 2, "fl.upd.bank-b": 0, "fl.upd.bank-c": 1, "fl.dlq": 4, "fl.lineage": 40}
 
@@ -46,3 +58,48 @@ def test_the_screen_begins_with_what_needs_attention(finished: Finished):
 
 def test_silence_of_the_management_api_is_said():
     assert waiting_text(None) == "queues: the management API does not answer"
+
+
+def a_folder(path: Path, logins: Logins) -> FederationFolder:
+    """What `fedqueue init` would have written for two banks."""
+    folder = FederationFolder(path / "federation")
+    institutions = [InstitutionFacts(id=each, title=each.upper()) for each in ("bank-a", "bank-b")]
+    folder.prepare(BINARY, logins)
+    folder.keep(Facts(run_id=RUN, task="toy", title="Toy", institutions=institutions))
+    return folder
+
+
+def said_by(folder: FederationFolder, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("fedqueue"), "status", "--dir", str(folder.path), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.rabbitmq
+def test_the_command_answers_from_a_real_broker(rabbitmq_server: RabbitmqServer, tmp_path: Path):
+    folder = a_folder(tmp_path, rabbitmq_server.logins)
+    table = {alias: Entry(incarnation=1) for alias in folder.names()}
+    found(rabbitmq_server.connect("operator"), run_id=RUN, plan=PLAN, parameters={"w": np.zeros(3, np.float32)}, table=table)
+    answer = said_by(folder, "--json")
+    assert answer.returncode == 0, answer.stderr
+    status = json.loads(answer.stdout)
+    assert (status["version"], status["run_id"]) == (0, RUN)
+    assert [(row["id"], row["state"]) for row in status["institutions"]] == [("bank-a", "waiting"), ("bank-b", "waiting")]
+    assert "fl.dlq" in status["queues"]
+    shown = said_by(folder)
+    assert shown.stdout.splitlines()[0].strip() == "! bank-a has not said hello yet; is its worker running? (1 more like it)."
+
+
+def test_without_a_broker_the_command_says_so_in_one_line(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    closed = f"127.0.0.1:{port}"
+    answer = said_by(a_folder(tmp_path, create(node=closed, management=f"http://{closed}", admin_password="x")))
+    assert answer.returncode == 1
+    assert closed in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_without_a_federation_is_named(tmp_path: Path):
+    answer = said_by(FederationFolder(tmp_path))
+    assert answer.returncode == 2
+    assert "broker.json" in answer.stderr
