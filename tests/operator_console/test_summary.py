@@ -101,13 +101,12 @@ def test_a_figure_that_is_not_a_number_is_null_too(finished: Finished):
 
 
 def test_regression_has_its_own_figures(finished: Finished):
-    comparison = Comparison(
-        federated={"rmse": 2.0, "mae": 1.5, "r2": 0.25}, alone={"bank-a": {"rmse": 3.0}, "bank-b": {"rmse": 1.0}}
-    )
+    alone = {"bank-a": {"rmse": 3.0}, "bank-b": {"rmse": 1.0}, "bank-c": {"rmse": 2.5}}
+    comparison = Comparison(federated={"rmse": 2.0, "mae": 1.5, "r2": 0.25}, alone=alone)
     summary = summarise(spec(REGRESSION), finished.history, comparison, seed=0, wall_seconds=1)
     assert summary["federated"] == {"rmse": 2.0, "mae": 1.5, "r2": 0.25}
     assert summary["threshold_rule"] is None
-    assert beaten(summary) == (1, 2)
+    assert beaten(summary) == (2, 3)
 
 
 def test_the_findings_count_banks_beaten_and_name_those_better_at_home(summary: Summary):
