@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
+from opacus.validators import ModuleValidator
 from torch import nn
 
 from client_worker.randomness import SecureRandom
@@ -41,12 +42,14 @@ class NoisySgd:
         self.model = model
         self._spec = spec
         self._random = random
-        try:
-            self._with_gradients = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            raise SettingsError(f"task {spec.name}: the model cannot be trained with DP-SGD: {error}") from error
+        problems = ModuleValidator.validate(model, strict=False)
+        if problems:
+            raise SettingsError(
+                f"task {spec.name}: the model cannot be trained with DP-SGD: {problems[0]}; for BatchNorm use GroupNorm"
+            )
+        self._with_gradients = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
         self._parameters = [p for p in self._with_gradients.parameters() if p.requires_grad]
-        self._rows_at_once = max(1, GRADIENT_NUMBERS_AT_ONCE // sum(p.numel() for p in self._parameters))
+        self.rows_at_once = max(1, GRADIENT_NUMBERS_AT_ONCE // sum(p.numel() for p in self._parameters))
 
     def stepper(
         self, *, learning_rate: float, clipping_norm: float, noise_multiplier: float, expected_rows: float
@@ -61,7 +64,7 @@ class NoisySgd:
         )
 
         def step(features: torch.Tensor, labels: torch.Tensor) -> None:
-            size = self._rows_at_once
+            size = self.rows_at_once
             pieces = list(zip(torch.split(features, size), torch.split(labels, size), strict=True))
             for number, (some_features, some_labels) in enumerate(pieces, start=1):
                 optimizer.zero_grad()

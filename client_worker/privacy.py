@@ -19,8 +19,9 @@ from shared.errors import SettingsError
 
 RELATIVE_TOLERANCE = 1e-3
 LEAST_NOISE, MOST_NOISE = 0.05, 1e4
-# Widths of the discretised privacy loss. Rounding is upwards, so a coarser one is quicker and never too low.
-REPORT_INTERVAL, CALIBRATION_INTERVAL = 5e-4, 1e-3
+# Widths of the discretised privacy loss. Rounding is upwards, so a coarser one is quicker and never too low; calibration takes
+# a multiple of the report's, so that what it promises the report never finds exceeded.
+REPORT_INTERVAL, COARSE_INTERVAL = 2e-4, 1e-3
 # Whole orders only: the series for fractional ones converges slowly or not at all, and gains nothing where it matters.
 RENYI_ORDERS = (*range(2, 64), *range(64, 256, 8), 256, 384, 512, 768, 1024)
 
@@ -83,7 +84,7 @@ def _calibrate(epsilon: float, target_delta: float, sample_rate: float, steps: i
         return math.log(max(spent, 1e-12) / epsilon)
 
     # Rényi accounting is never below the exact epsilon, so its answer is a near upper end, found at little cost.
-    exact = functools.partial(_exact, interval=CALIBRATION_INTERVAL * min(1.0, epsilon))
+    exact = functools.partial(_exact, interval=COARSE_INTERVAL if epsilon >= 1.0 else REPORT_INTERVAL)
     upper = _root(functools.partial(excess, _bound), math.log(LEAST_NOISE), math.log(MOST_NOISE), 0.02)
     lower = upper + math.log(0.75)
     while excess(exact, lower) < 0:

@@ -2,7 +2,7 @@
 
 import gzip
 from importlib.resources import files
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,10 @@ def task_text(task: str) -> str:
     return (files(__name__) / TASKS[task] / "task.toml").read_text(encoding="utf-8")
 
 
-def open_rows(task: str) -> BinaryIO:
+def rows(task: str) -> bytes:
     """The CSV that ships with a task, decompressed. Raises KeyError for a task whose data comes from a library."""
-    file = (files(__name__) / TASKS[task] / ROWS[task]).open("rb")
-    return cast(BinaryIO, gzip.open(file) if ROWS[task].endswith(".gz") else file)
+    content = (files(__name__) / TASKS[task] / ROWS[task]).read_bytes()
+    return gzip.decompress(content) if ROWS[task].endswith(".gz") else content
 
 
 def images(task: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -159,8 +159,7 @@ def _by_name(rows: Iterable[Row], column: str, names: Mapping[str, tuple[str, st
 
 
 def _shipped(task: str) -> Rows:
-    with datasets.open_rows(task) as file:
-        return list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")))
+    return list(csv.DictReader(io.StringIO(datasets.rows(task).decode(), newline="")))
 
 
 def _image_groups(task: str, institutions: int, seed: int, *, skewed: bool) -> list[Group]:

@@ -56,11 +56,11 @@ def _merit(spec: TaskSpec, figures: Figures) -> float:
 
 def _candidates(spec: TaskSpec, training: Dataset, seed: int) -> Iterator[dict[str, Array]]:
     for penalty in PENALTIES:
-        yield _converged(spec, training, penalty, seed)
+        yield trained_to_convergence(spec, training, penalty, seed)
     yield _same_steps(spec, training, seed)
 
 
-def _converged(spec: TaskSpec, training: Dataset, penalty: float, seed: int) -> dict[str, Array]:
+def trained_to_convergence(spec: TaskSpec, training: Dataset, penalty: float, seed: int) -> dict[str, Array]:
     """Minimised by L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5)."""
     model = build_model(spec, seed=seed)
     weights = list(model.parameters())

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -258,8 +259,8 @@ def _explain(error: ValidationError) -> list[str]:
 
 
 def _each_once(values: tuple[str, ...], noun: str) -> tuple[str, ...]:
-    repeated = next((value for value in values if values.count(value) > 1), None)
-    if repeated is not None:
+    repeated, times = Counter(values).most_common(1)[0]
+    if times > 1:
         raise ValueError(f"the {noun} {repeated!r} is named twice; name it once")
     return values
 
