@@ -57,10 +57,19 @@ def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
 
 def waiting_messages(settings: ConnectionSettings, queue: str) -> int:
     """Messages that wait in a queue, told at once; the management API tells them seconds late."""
+    return int(_looked_at(settings, queue).message_count)
+
+
+def consumers(settings: ConnectionSettings, queue: str) -> int:
+    """Consumers of a queue, told at once; the management API tells them seconds late."""
+    return int(_looked_at(settings, queue).consumer_count)
+
+
+def _looked_at(settings: ConnectionSettings, queue: str) -> Any:
     connection, places = _connected(settings, "fedqueue broker")
     try:
         with translated(f"look at {queue} at {places} as {settings.user}"):
-            return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+            return connection.channel().queue_declare(queue, passive=True).method
     finally:
         RabbitmqBroker(connection, user=settings.user, where=places).close()
 
