@@ -1,5 +1,6 @@
 """`fedqueue institution add | remove | list`: who takes part."""
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -8,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from broker_config import logins as login_file
+from broker_config.connection import consumers
+from broker_config.logins import Logins
 from broker_config.provision import provision, remove_institution
-from broker_config.topology import checked_institution
+from broker_config.topology import checked_institution, update_queue
 from operator_console.command_options import DEFAULT_FOLDER, Folder
-from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
+from operator_console.federation_folder import ClientOptions, FederationFolder, InstitutionFacts
 from operator_console.operation_commands import OrderDesk, OrderRefusedError, order_desk
 from shared.errors import SettingsError, TopologyError
 from shared.messages import Entry, pseudonym
@@ -19,6 +22,7 @@ from shared.plan import Plan
 
 institution_app = typer.Typer(help="Who takes part in a federation.", no_args_is_help=True, rich_markup_mode=None)
 
+UNHEARD_SECONDS = 10.0
 Id = Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
 
 
@@ -32,8 +36,7 @@ def add(
     federation = FederationFolder(folder)
     with order_desk(federation) as desk:
         newcomer = _newcomer(federation, desk, institution, title)
-        _prepare(federation, newcomer, desk.plan)
-        _admit(federation, desk, newcomer)
+        admit(federation, desk, newcomer)
     Console().print(
         f"{institution} is a member, incarnation {newcomer.incarnation}.\n"
         f"Give it {federation.institution(institution)}; with its own data and num_examples in client.toml it then runs\n"
@@ -49,10 +52,7 @@ def remove(institution: Id, folder: Folder = DEFAULT_FOLDER) -> None:
     federation = FederationFolder(folder)
     with order_desk(federation) as desk:
         _dismiss(federation, desk, institution)
-    federation.keep(_changed(federation.facts(), institution, removed=True))
-    logins = federation.logins()
-    remove_institution(logins, institution)
-    login_file.save(logins.without(institution), federation.path)
+    _lock_out(federation, institution)
     typer.echo(f"{institution} is removed; `fedqueue institution add {institution}` admits it again, as a new incarnation")
 
 
@@ -65,6 +65,18 @@ def list_institutions(folder: Folder = DEFAULT_FOLDER) -> None:
         for row in rows(federation, desk):
             table.add_row(*row)
     Console().print(table)
+
+
+def admit(federation: FederationFolder, desk: OrderDesk, newcomer: InstitutionFacts) -> None:
+    """Login, queues and files, then the order. Raises OrderRefusedError where it is refused; a stranger is locked out again."""
+    _prepare(federation, newcomer, desk.plan)
+    outcome = desk.give("admit", institution=newcomer.id, incarnation=newcomer.incarnation)
+    entry = desk.table.get(pseudonym(federation.run_secret(), newcomer.id))
+    if entry is None or entry.removed:
+        _lock_out(federation, newcomer.id)
+    elif entry.incarnation == newcomer.incarnation:
+        return  # also where an earlier order, which waited for a leader, was followed before this one
+    raise OrderRefusedError(f"the aggregator refused to admit {newcomer.id}: {outcome.reason}")
 
 
 def rows(federation: FederationFolder, desk: OrderDesk) -> Iterator[tuple[str, ...]]:
@@ -113,14 +125,6 @@ def _prepare(federation: FederationFolder, newcomer: InstitutionFacts, plan: Pla
     federation.write_client(newcomer, plan, ClientOptions())
 
 
-def _admit(federation: FederationFolder, desk: OrderDesk, newcomer: InstitutionFacts) -> None:
-    """Orders the admission. An order that came too late for an earlier one of the same content is fine."""
-    outcome = desk.give("admit", institution=newcomer.id, incarnation=newcomer.incarnation)
-    entry = desk.table.get(pseudonym(federation.run_secret(), newcomer.id))
-    if not outcome.applied and (entry is None or entry.removed or entry.incarnation != newcomer.incarnation):
-        raise OrderRefusedError(f"the aggregator refused to admit {newcomer.id}: {outcome.reason}")
-
-
 def _dismiss(federation: FederationFolder, desk: OrderDesk, institution: str) -> None:
     """Orders the removal, unless the table has it already: a removal that broke off can then be repeated."""
     alias = pseudonym(federation.run_secret(), institution)
@@ -132,14 +136,25 @@ def _dismiss(federation: FederationFolder, desk: OrderDesk, institution: str) ->
     outcome = desk.give("remove", institution=institution)
     if not outcome.applied and not desk.table[alias].removed:
         raise OrderRefusedError(f"the aggregator refused to remove {institution}: {outcome.reason}")
+    _wait_until_unheard(federation.logins(), institution)
+
+
+def _wait_until_unheard(logins: Logins, institution: str) -> None:
+    """The leader stops listening just after it has settled the order; a queue deleted before that would end its term."""
+    administrator, deadline = logins.settings(logins.administrator), time.monotonic() + UNHEARD_SECONDS
+    while consumers(administrator, update_queue(institution)) > 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _ids(institutions: Iterable[InstitutionFacts]) -> set[str]:
     return {each.id for each in institutions}
 
 
-def _changed(facts: Facts, institution: str, *, removed: bool) -> Facts:
-    institutions = [
-        each.model_copy(update={"removed": removed}) if each.id == institution else each for each in facts.institutions
-    ]
-    return facts.model_copy(update={"institutions": institutions})
+def _lock_out(federation: FederationFolder, institution: str) -> None:
+    """The list of members goes first: an aggregator that starts must not look for a queue that is gone."""
+    facts = federation.facts()
+    institutions = [each.model_copy(update={"removed": True}) if each.id == institution else each for each in facts.institutions]
+    federation.keep(facts.model_copy(update={"institutions": institutions}))
+    logins = federation.logins()
+    remove_institution(logins, institution)
+    login_file.save(logins.without(institution), federation.path)
