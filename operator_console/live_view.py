@@ -31,6 +31,20 @@ STYLES: dict[State, tuple[str, str]] = {
     "quarantined": ("✖", "red"),
     "removed": ("✖", "dim"),
 }
+MOST_TELLING: tuple[State, ...] = (
+    "killed",
+    "silent",
+    "quarantined",
+    "restarted",
+    "slow",
+    "waiting",
+    "training",
+    "paused",
+    "budget spent",
+    "finished",
+    "removed",
+)
+LINES_BESIDE_ROWS = 6 + SHOWN_EVENTS + 4
 METRIC_NAMES = {"auc": "AUC", "log_loss": "log loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "f1": "F1"}
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -97,7 +111,10 @@ class _Screen:
         pen = _Pen(ascii_only=options.ascii_only, cells=14 if width >= WIDE_COLUMNS else 7)
         yield _title(view)
         yield _progress(view, pen, width)
-        yield _table(view, pen, width)
+        rows = _fitting(view.rows, console.height - LINES_BESIDE_ROWS if console.is_terminal else len(view.rows))
+        yield _table(view, rows, pen, width)
+        if len(rows) < len(view.rows):
+            yield Padding(Text(f"and {len(view.rows) - len(rows)} more, which need less attention", style="dim"), (0, 1))
         for event in view.events[-SHOWN_EVENTS:]:
             yield Padding(Text(event, style="default"), (0, 1))
         if view.phase != "running":
@@ -148,6 +165,14 @@ class _Pen:
         return Text(state if self.ascii_only else f"{sign} {state}", style=style)
 
 
+def _fitting(rows: Sequence[Row], room: int) -> Sequence[Row]:
+    """As many rows as there is room for, in their order; those in the most telling states where there are too many."""
+    if len(rows) <= room:
+        return rows
+    told = sorted(range(len(rows)), key=lambda number: MOST_TELLING.index(rows[number].state))
+    return [rows[number] for number in sorted(told[: max(1, room)])]
+
+
 def _title(view: ViewState) -> RenderableType:
     grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -168,7 +193,7 @@ def _progress(view: ViewState, pen: _Pen, width: int) -> RenderableType:
     return line
 
 
-def _table(view: ViewState, pen: _Pen, width: int) -> RenderableType:
+def _table(view: ViewState, rows: Sequence[Row], pen: _Pen, width: int) -> RenderableType:
     padding = (0, 1) if width >= WIDE_COLUMNS else (0, 0)
     table = Table(box=box.ASCII2 if pen.ascii_only else box.SIMPLE_HEAD, expand=True, padding=padding)
     table.add_column("institution", ratio=1, no_wrap=True, overflow="ellipsis", min_width=10)
@@ -178,7 +203,7 @@ def _table(view: ViewState, pen: _Pen, width: int) -> RenderableType:
     table.add_column(f"weight {pen.tick} data", no_wrap=True)
     table.add_column("epsilon" if view.epsilon_budget is None else f"epsilon of {view.epsilon_budget:g}", no_wrap=True)
     top = max([0.0, *(share for row in view.rows for share in (row.weight_share, row.data_share) if share is not None)])
-    for row in view.rows:
+    for row in rows:
         table.add_row(
             Text(row.institution),
             pen.state(row.state),

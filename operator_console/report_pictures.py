@@ -6,7 +6,16 @@ from typing import Any
 from operator_console import plots
 from operator_console.live_view import metric_name
 from operator_console.plots import Course, Level, Mark, Shares
-from operator_console.report_records import Line, Picture, Records, best_alone, epsilon_text, shown_institutions, title_of
+from operator_console.report_records import (
+    Line,
+    Picture,
+    Records,
+    best_alone,
+    epsilon_text,
+    selection_text,
+    shown_institutions,
+    title_of,
+)
 
 
 def metric_pictures(records: Records) -> list[Picture]:
@@ -67,7 +76,7 @@ def shares_picture(records: Records) -> Picture:
         for row in rows
     )
     legend = [("var(--series-1)", "updates"), ("var(--series-2)", "weight"), ("var(--ink)", "data (line)")]
-    caption = "Share of all updates, of all weight, and of all training examples."
+    caption = f"Share of all updates, of all weight, and of all training examples{selection_text(records)}."
     return Picture(plots.shares(rows), f"Bars: {said}.", caption, legend)
 
 
@@ -80,7 +89,8 @@ def staleness_picture(records: Records) -> Picture:
                 found[update["institution"]].append(update["staleness"])
     rows = {title_of(records, institution): values for institution, values in found.items()}
     said = "; ".join(f"{name} up to {max(values)}" for name, values in rows.items() if values)
-    caption = "Staleness of the folded updates: one dot per value, the larger the more updates of that institution had it."
+    meaning = "one dot per value, the larger the more updates of that institution had it"
+    caption = f"Staleness of the folded updates: {meaning}{selection_text(records)}."
     return Picture(plots.staleness(rows), f"Dots: staleness by institution: {said}.", caption)
 
 

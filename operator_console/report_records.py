@@ -58,6 +58,12 @@ def shown_institutions(records: Records) -> list[dict[str, Any]]:
     return sorted(institutions, key=lambda each: each["total_weight"], reverse=True)[:MOST_ROWS_IN_A_PLOT]
 
 
+def selection_text(records: Records) -> str:
+    """What a caption adds where a plot cannot show everybody."""
+    count = len(records.summary["institutions"])
+    return f" (the {MOST_ROWS_IN_A_PLOT} of {count} institutions with the most weight)" if count > MOST_ROWS_IN_A_PLOT else ""
+
+
 def best_alone(summary: Summary) -> tuple[str, float] | None:
     """The institution whose own model is best on all test rows."""
     metric, best = summary["metric"], None

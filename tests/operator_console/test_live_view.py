@@ -63,6 +63,17 @@ def test_a_terminal_without_unicode_gets_plain_characters():
     assert "killed" in text
 
 
+def test_where_rows_do_not_fit_those_that_need_attention_are_shown():
+    calm = [replace(ROWS[2], institution=f"calm-{number}") for number in range(30)]
+    crowd = replace(VIEW, rows=(*calm, ROWS[0]))
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None, legacy_windows=False)
+    console.print(render(crowd))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "bank-number-1" in text
+    assert "and 23 more" in text
+    assert len(text.splitlines()) <= 24
+
+
 def test_a_run_without_noise_says_so():
     assert "no noise" in drawn(replace(VIEW, epsilon_budget=None), 100)
 

@@ -7,7 +7,7 @@ import pytest
 
 from operator_console.events import Event, write_events
 from operator_console.report import write_report
-from operator_console.summary import summarise, write_summary
+from operator_console.summary import Comparison, summarise, write_summary
 from shared.errors import SettingsError
 from tests.operator_console.conftest import Finished
 from tests.operator_console.test_summary import COMPARISON, figures, spec
@@ -136,3 +136,23 @@ def test_names_from_outside_are_text_and_never_markup(folder: Path):
 def test_a_run_without_its_summary_is_named(tmp_path: Path):
     with pytest.raises(SettingsError, match=r"summary\.json is missing"):
         write_report(tmp_path)
+
+
+def test_a_run_in_which_nothing_was_measured_still_has_a_page(folder: Path, finished: Finished):
+    write_summary(folder / "summary.json", summarise(spec(), finished.history, Comparison(), seed=None, wall_seconds=1))
+    lines = [json.loads(line) | {"metrics": {}} for line in (folder / "lineage.jsonl").read_text().splitlines()]
+    (folder / "lineage.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = page_of(folder).words
+    assert "No version was measured: the aggregator had no held-out file." in words
+    assert "Own test rows were not measured." in words
+
+
+def test_a_plot_of_very_many_institutions_shows_those_with_the_most_weight(folder: Path):
+    summary = json.loads((folder / "summary.json").read_text())
+    bank = summary["institutions"][0]
+    many = [bank | {"id": f"bank-{number}", "total_weight": float(number)} for number in range(100)]
+    (folder / "summary.json").write_text(json.dumps(summary | {"institutions": many}))
+    text = write_report(folder).read_text()
+    assert "the 40 of 100 institutions with the most weight" in text
+    assert ">bank-60</text>" in text
+    assert ">bank-59</text>" not in text
