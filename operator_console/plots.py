@@ -104,6 +104,7 @@ def metric_course(course: Course, *, name: str, over: str, levels: Sequence[Leve
         low, high = _span([*course.ys, *(level.value for level in levels)])
         axes.set_ylim(low, high)
         axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for level in levels:
             axes.axhline(level.value, color=MUTED, linewidth=1, linestyle=DASHES[1], zorder=2)
         # At the left the course is still low, and does not run through the words.

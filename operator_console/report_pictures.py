@@ -13,8 +13,8 @@ from operator_console.report_records import (
     best_alone,
     epsilon_text,
     selection_text,
+    short_title,
     shown_institutions,
-    title_of,
 )
 
 
@@ -47,7 +47,7 @@ def metric_levels(records: Records) -> list[Level]:
     if pooled is not None:
         levels.append(Level(f"pooled data {pooled:.3f}", pooled))
     if alone is not None:
-        levels.append(Level(f"best alone {alone[1]:.3f}: {title_of(records, alone[0])}", alone[1]))
+        levels.append(Level(f"best alone {alone[1]:.3f}: {short_title(records, alone[0])}", alone[1]))
     return levels
 
 
@@ -63,7 +63,7 @@ def shares_picture(records: Records) -> Picture:
     examples = sum(each["num_examples"] or 0 for each in every)
     rows = [
         Shares(
-            title_of(records, each["id"]),
+            short_title(records, each["id"]),
             each["updates"] / updates,
             each["total_weight"] / weight,
             each["num_examples"] / examples if each["num_examples"] and examples else None,
@@ -87,7 +87,7 @@ def staleness_picture(records: Records) -> Picture:
         for update in line["updates"]:
             if update["institution"] in found:
                 found[update["institution"]].append(update["staleness"])
-    rows = {title_of(records, institution): values for institution, values in found.items()}
+    rows = {short_title(records, institution): values for institution, values in found.items()}
     said = "; ".join(f"{name} up to {max(values)}" for name, values in rows.items() if values)
     meaning = "one dot per value, the larger the more updates of that institution had it"
     caption = f"Staleness of the folded updates: {meaning}{selection_text(records)}."
@@ -104,7 +104,7 @@ def epsilon_picture(records: Records, plan: Mapping[str, Any] | None) -> Picture
             if line["institutions"].get(institution, {}).get("epsilon_spent") is not None
         ]
         if steps:
-            courses[title_of(records, institution)] = Course(
+            courses[short_title(records, institution)] = Course(
                 [0.0, *(at for at, _ in steps)], [0.0, *(spent for _, spent in steps)]
             )
     if not courses:

@@ -45,8 +45,13 @@ class Grid:
 
 
 def title_of(records: Records, institution: str) -> str:
-    """The institution's title, shortened to fit beside a plot."""
-    title = records.titles.get(institution) or institution
+    """The institution's name for people."""
+    return records.titles.get(institution) or institution
+
+
+def short_title(records: Records, institution: str) -> str:
+    """The same, shortened to fit beside a plot."""
+    title = title_of(records, institution)
     return title if len(title) <= LONGEST_NAME else f"{title[: LONGEST_NAME - 1].rstrip()}…"
 
 
