@@ -7,7 +7,7 @@ from typing import Self
 
 from operator_console.events import Event, Kind, write_events
 from operator_console.federation_folder import FederationFolder
-from operator_console.history import History, Link
+from operator_console.history import History
 from operator_console.observer import Observer
 from operator_console.schedule import RESTART_AFTER_SECONDS, SLOWDOWN, Schedule
 from operator_console.view_state import Shown, ViewState, view_of
@@ -36,6 +36,7 @@ class DemoRun:
         self._timetable = timetable
         self._restart_at: float | None = None
         self._killed = False
+        self._over = False
 
     def __enter__(self) -> Self:
         self._observer.start()
@@ -56,25 +57,25 @@ class DemoRun:
         write_events(self._folder.path / "events.json", self.events)
 
     def tick(self, shown: Shown) -> ViewState | None:
-        """Waits a moment, does what the timetable says, and gives the view; None once the run is finished."""
+        """Waits a moment, does what the timetable says, and gives the view; None once the finished run was shown."""
         time.sleep(TICK_SECONDS)
         if self._observer.failure is not None:
             raise self._observer.failure
         for worker in self._workers.values():
             worker.demand_alive()
         self._follow_timetable()
-        head = self._wait_for_head()
-        if head.manifest.phase == "finished" and self._restart_at is None:
+        self._wait_for_head()
+        if self._over:
             return None
+        self._over = self._restart_at is None and self.history.links[-1].manifest.phase == "finished"
         return view_of(self.history, shown, now_ms=time.time_ns() // 1_000_000, events=self.events)
 
-    def _wait_for_head(self) -> Link:
+    def _wait_for_head(self) -> None:
         """Version 0 is there before any worker starts; the observer has read it a moment later."""
         while self.history.head is None:
             if self._observer.failure is not None:
                 raise self._observer.failure
             time.sleep(TICK_SECONDS)
-        return self.history.head
 
     def _follow_timetable(self) -> None:
         killed = self._timetable.killed

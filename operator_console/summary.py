@@ -130,12 +130,10 @@ def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[
     name, sentences = metric_name(metric), []
     if measured:
         sentences.append(f"The federated model beats {won} of {measured} institutions' own models on all test rows ({name}).")
-    for each in better_at_home(summary):
-        mine, theirs = each["own"]["alone"][metric], each["own"]["federated"][metric]
-        who = (titles or {}).get(each["id"], each["id"])
-        sentences.append(
-            f"On its own rows {who} does better with its own model: {name} {mine:.3f}, the federated model {theirs:.3f}."
-        )
+    at_home = [(titles.get(each["id"], each["id"]), each["own"]) for each in better_at_home(summary)]
+    if at_home:
+        figures = ", ".join(f"{who} {own['alone'][metric]:.3f} against {own['federated'][metric]:.3f}" for who, own in at_home)
+        sentences.append(f"On their own rows {len(at_home)} of {measured} do better with their own model than with it: {figures}.")
     if summary["threshold_rule"] and measured:
         sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
     return sentences

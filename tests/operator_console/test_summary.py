@@ -112,7 +112,7 @@ def test_regression_has_its_own_figures(finished: Finished):
 def test_the_findings_count_banks_beaten_and_name_those_better_at_home(summary: Summary):
     assert findings(summary, {"bank-a": "The A Bank"}) == [
         "The federated model beats 1 of 2 institutions' own models on all test rows (AUC).",
-        "On its own rows The A Bank does better with its own model: AUC 0.660, the federated model 0.650.",
+        "On their own rows 1 of 2 do better with their own model than with it: The A Bank 0.660 against 0.650.",
         "Accuracy, recall and F1: the 17.5% of rows with the highest scores are called positive, as many as in training.",
     ]
 
