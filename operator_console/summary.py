@@ -130,13 +130,18 @@ def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[
     name, sentences = metric_name(metric), []
     if measured:
         sentences.append(f"The federated model beats {won} of {measured} institutions' own models on all test rows ({name}).")
-    at_home = [(titles.get(each["id"], each["id"]), each["own"]) for each in better_at_home(summary)]
-    if at_home:
-        figures = ", ".join(f"{who} {own['alone'][metric]:.3f} against {own['federated'][metric]:.3f}" for who, own in at_home)
-        sentences.append(f"On their own rows {len(at_home)} of {measured} do better with their own model than with it: {figures}.")
+    if at_home := better_at_home(summary):
+        figures = ", ".join(_at_home(each, metric, titles or {}) for each in at_home)
+        some = f"{len(at_home)} of {measured}"
+        sentences.append(f"On their own rows {some} do better with their own model than with it: {figures}.")
     if summary["threshold_rule"] and measured:
         sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
     return sentences
+
+
+def _at_home(part: Mapping[str, Any], metric: str, titles: Mapping[str, str]) -> str:
+    own = part["own"]
+    return f"{titles.get(part['id'], part['id'])} {own['alone'][metric]:.3f} against {own['federated'][metric]:.3f}"
 
 
 def final_table(summary: Summary) -> RenderableType:
