@@ -17,10 +17,10 @@ AMQP_URL="amqp://admin:$(cat /administrator/password)@rabbitmq:5672/fedqueue"
 MANAGEMENT_URL=http://rabbitmq:15672
 export AMQP_URL MANAGEMENT_URL
 # shellcheck disable=SC2086  # one word per option
-fedqueue init --dir /federation --task "$task" $words
+fedqueue init --dir /federation --task "$task" --sample-data $words
 
 cd /federation
-cp -a aggregator.toml aggregator run.secret members.txt task.toml /parties/aggregator/
+cp -a aggregator.toml aggregator run.secret members.txt task.toml held_out.csv /parties/aggregator/
 for institution in "$@"; do
     cp -a "institutions/$institution/." "/parties/$institution/"
 done

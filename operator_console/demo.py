@@ -24,6 +24,7 @@ from operator_console.founding import Founding, found_federation
 from operator_console.live_view import watch
 from operator_console.observer import newest_model
 from operator_console.plan_options import PlanOptions, demo_ending
+from operator_console.sample_data import REPORTS_AT_MOST, count_rows
 from operator_console.schedule import Schedule, schedule
 from operator_console.summary import final_table, summarise
 from operator_console.view_state import Shown
@@ -34,7 +35,6 @@ from shared.tasks.spec import TaskSpec, parse_task
 
 RUNS = Path("runs")
 MAX_WAIT_SECONDS = 1.0
-REPORTS_AT_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
     )
     clients = {
         bank.id: ClientOptions(
-            num_examples=_rows(bank.training_file),
+            num_examples=count_rows(bank.training_file),
             training_file=_seen_from(place.folder.institution(bank.id), bank.training_file),
             validation_file=_seen_from(place.folder.institution(bank.id), bank.test_file),
             at_least_seconds=timetable.at_least_seconds(bank.id),
@@ -154,12 +154,6 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
         free_bytes=place.free_bytes,
     )
     found_federation(place.folder, place.logins, founding)
-
-
-def _rows(file: Path) -> int:
-    """Rows under the header line; in this demonstration the number is public."""
-    with file.open() as lines:
-        return sum(1 for _ in lines) - 1
 
 
 def _seen_from(folder: Path, file: Path) -> str:

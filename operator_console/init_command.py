@@ -35,6 +35,9 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
+    sample_data: Annotated[
+        bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")
+    ] = False,
 ) -> None:
     """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
     options = PlanOptions(
@@ -53,11 +56,13 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     demand_no_run(broker)
     # torch makes version 0 and costs seconds, which a wrong option or an absent broker should not
     from operator_console.founding import Founding, found_federation
+    from operator_console.sample_data import hand_out
 
-    rows = str(_existing(held_out)) if held_out else None
-    founding = Founding(text, source, named(_once(institution)), options, seed=seed, held_out=rows)
+    clients = hand_out(task, institution, federation, seed=seed) if sample_data else {}
+    rows = str(_existing(held_out)) if held_out else ("held_out.csv" if sample_data else None)
+    founding = Founding(text, source, named(_once(institution)), options, seed=seed, held_out=rows, clients=clients)
     found_federation(federation, broker, founding)
-    _show(federation, institution)
+    _show(federation, institution, has_data=sample_data)
 
 
 def task_text(task: str) -> tuple[str, str]:
@@ -118,8 +123,9 @@ def _once(institutions: list[str]) -> list[str]:
     return institutions
 
 
-def _show(federation: FederationFolder, institutions: list[str]) -> None:
+def _show(federation: FederationFolder, institutions: list[str], *, has_data: bool) -> None:
     folder = federation.path
+    beside = "" if has_data else ", beside its training.csv and with num_examples set in client.toml"
     lines = [
         f"The federation is founded, at version 0. Its folder is {folder}:",
         f"  {federation.aggregator_file.relative_to(folder)}, task.toml, run.secret, broker.json   stay with you",
@@ -128,7 +134,7 @@ def _show(federation: FederationFolder, institutions: list[str]) -> None:
         "Next, here:",
         f"  fedqueue-aggregator --config {federation.aggregator_file}",
         f"  fedqueue status --dir {folder} --watch",
-        "At each institution, in its folder, beside its training.csv and with num_examples set in client.toml:",
+        f"At each institution, in its folder{beside}:",
         "  fedqueue-client --config client.toml --check",
         "  fedqueue-client --config client.toml",
     ]

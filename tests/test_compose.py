@@ -12,7 +12,7 @@ import yaml
 PROJECT = Path(__file__).parent.parent
 FEDERATION = PROJECT / "docker-compose.yml"
 INSTITUTION = PROJECT / "deploy" / "institution.compose.yml"
-WORKERS = ["aggregator", "bank-1", "bank-2", "bank-3"]
+WORKERS = ["aggregator", "banco-popular", "bank-of-america", "capital-one"]
 ONE_SHOT = ["administrator", "found"]
 
 

@@ -1,0 +1,49 @@
+"""Real rows for a federation that is only to be tried: the built-in data, handed to institutions of a new federation."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from operator_console.demo_data import DemoInstitution, prepare
+from operator_console.federation_folder import ClientOptions, FederationFolder
+from shared.errors import SettingsError
+
+REPORTS_AT_MOST = 5
+
+
+def count_rows(file: Path) -> int:
+    """Rows under the header line; of sample data the number is public."""
+    with file.open() as lines:
+        return sum(1 for _ in lines) - 1
+
+
+def hand_out(task: str, institutions: Sequence[str], folder: FederationFolder, *, seed: int) -> dict[str, ClientOptions]:
+    """Puts each institution's training and validation rows into its folder, and all test rows into held_out.csv.
+
+    Raises SettingsError where the task has no data of its own, or not of these institutions.
+    """
+    if task not in datasets.TASKS:
+        raise SettingsError(f"--sample-data goes with a built-in task: {', '.join(datasets.TASKS)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        known = {each.id: each for each in prepare(task, institutions=None, seed=seed, folder=Path(scratch))}
+        stranger = next((each for each in institutions if each not in known), None)
+        if stranger is not None:
+            raise SettingsError(f"there is no sample data of {stranger}; the task {task} has rows of {', '.join(known)}")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(scratch) / "held_out.csv", folder.path / "held_out.csv")
+        return {each: _hand_to(folder.institution(each), known[each]) for each in institutions}
+
+
+def _hand_to(folder: Path, rows: DemoInstitution) -> ClientOptions:
+    folder.mkdir(parents=True, exist_ok=True)
+    training, validation = folder / "training.csv", folder / "validation.csv"
+    shutil.copy(rows.training_file, training)
+    shutil.copy(rows.test_file, validation)
+    return ClientOptions(
+        num_examples=count_rows(training),
+        training_file=training.name,
+        validation_file=validation.name,
+        reports_at_most=REPORTS_AT_MOST,
+    )
