@@ -12,20 +12,20 @@ import numpy as np
 
 from aggregator_worker import worker as aggregator_worker
 from aggregator_worker.aggregation import fold_in_place
-from aggregator_worker.genesis import found
 from aggregator_worker.term import TermSettings
-from broker_config.streams import LineageReader, fetch_blob
-from broker_config.topology import OPERATIONS, update_queue
+from broker_config.streams import LineageReader, fetch_blob, publish_claim, publish_record
+from broker_config.topology import MODEL, OPERATIONS, update_queue
 from client_worker import worker as client_worker
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.policy import Policy
 from shared import codec, messages, parameters
 from shared.broker import Broker, Message
-from shared.messages import Entry, ManifestRecord, Operation, Settlement, Update
+from shared.chunks import split
+from shared.messages import BlobName, Entry, Location, ManifestRecord, Operation, Settlement, Update
 from shared.parameters import Parameters
 from shared.plan import Plan
-from tests.builders import NAMES, RUN, SECRET, an_update, array, as_messages, name_of
+from tests.builders import NAMES, RUN, SECRET, a_claim, a_manifest, an_update, array, as_messages, name_of
 
 ZERO = {"w": array(0, 0, 0)}
 TARGETS = {"bank-a": 1.0, "bank-b": 2.0, "bank-c": 6.0, "bank-d": 9.0}
@@ -45,11 +45,22 @@ def half_way(institution: str, model: Parameters) -> dict[str, Any]:
 
 
 def begin(server: Server, plan: Plan, members: Sequence[str] = NAMES, *, model: Parameters = ZERO) -> None:
-    """Version 0."""
+    """Version 0 on empty streams, without the second that `aggregator_worker.genesis` takes to be sure that they are."""
     operator = server.connect("operator")
-    table = {name_of(name): Entry(incarnation=1, num_examples=EXAMPLES[name]) for name in members}
-    found(operator, run_id=RUN, plan=plan, parameters=model, table=table)
+    publish_claim(operator, a_claim(1))
+    content = messages.encode_model(RUN, model)
+    blob = BlobName(hash=codec.content_hash(content), size=len(content))
+    chunks = list(split(content, kind="model", run_id=RUN, identity=blob.hash, chunk_bytes=plan.limits.chunk_bytes))
+    for chunk in chunks:
+        operator.publish(MODEL, chunk)
+    manifest = a_manifest(model=blob, plan=plan, plan_hash=plan.hash, table=members_table(members))
+    publish_record(operator, messages.manifest_record(1, manifest, Location(offset=0, chunks=len(chunks))))
     operator.close()
+
+
+def members_table(members: Sequence[str] = NAMES) -> dict[str, Entry]:
+    """The table of a beginning."""
+    return {name_of(name): Entry(incarnation=1, num_examples=EXAMPLES[name]) for name in members}
 
 
 @dataclass

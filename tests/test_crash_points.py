@@ -6,7 +6,7 @@ import sqlite3
 import msgpack
 import pytest
 
-from aggregator_worker import commit
+from aggregator_worker import checkpoint, commit
 from broker_config.topology import update_queue
 from client_worker import local_work
 from client_worker.ledger import Ledger
@@ -32,14 +32,18 @@ def test_an_aggregator_that_is_killed_counts_each_update_once(rabbitmq_server, t
     process = started(lead, rabbitmq_server.logins.settings("aggregator"), tmp_path / "leader", KillAfter(step, 2))
     process.join(60)
     assert process.exitcode == KILLED
+    saved = checkpoint.load(tmp_path / "leader")
+    assert saved is not None
     folder = tmp_path / ("leader" if successor == "the same host" else "elsewhere")
     with Leader(rabbitmq_server, folder):
         assert watch.until(lambda: all(watch.entry(name).watermark == 3 for name in NAMES))
         assert watch.until(lambda: watch.head.epoch == 3)
+        assert watch.until(lambda: [rabbitmq_server.depth(update_queue(name)) for name in NAMES] == [0, 0, 0])
     require_each_once(watch)
     require_replay(watch, deltas_of(hands))
     assert [each.outcome for each in watch.settled] == ["aggregated"] * 9
-    assert [rabbitmq_server.depth(update_queue(name)) for name in NAMES] == [0, 0, 0]
+    if successor == "the same host":
+        assert saved.hash in [record.hash for record in watch.records]
 
 
 def rows(path, state: str) -> list[dict[str, object]]:

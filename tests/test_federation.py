@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from broker_config.topology import update_queue
 from shared.errors import TopologyError
 from shared.plan import Ending
 from tests.builders import NAMES, a_plan, an_operation, array, name_of, small_limits
@@ -37,13 +38,15 @@ def stack():
 def test_a_federation_learns_toward_the_mean_weighted_by_data(broker_server, tmp_path, stack):
     plan = a_plan({"buffer_size": 3, "exact_buffer": True, "max_wait_seconds": 30.0}, ending=Ending(updates=45, updates_each=15))
     watch = started(broker_server, tmp_path, plan)
-    stack.enter_context(Leader(broker_server, tmp_path / "aggregator"))
-    workers = [stack.enter_context(Worker(broker_server, name, tmp_path)) for name in NAMES]
-    assert watch.until(lambda: watch.head.manifest.phase == "finished")
-    for worker in workers:
-        worker.thread.join(20)
-        assert not worker.thread.is_alive()
-        assert worker.failure is None
+    with Leader(broker_server, tmp_path / "aggregator"):
+        workers = [stack.enter_context(Worker(broker_server, name, tmp_path)) for name in NAMES]
+        assert watch.until(lambda: watch.head.manifest.phase == "finished")
+        for worker in workers:
+            worker.thread.join(20)
+            assert not worker.thread.is_alive()
+            assert worker.failure is None
+    # what the leader had not acknowledged would be back in the queues now
+    assert watch.until(lambda: [broker_server.depth(update_queue(name)) for name in NAMES] == [0, 0, 0])
     # 0.1 x 1 + 0.3 x 2 + 0.6 x 6 = 4.3; each version goes half of the way, so 2^-15 of it is left
     assert watch.model()["w"].tolist() == pytest.approx([4.3] * 3, abs=2e-3)
     assert [watch.entry(name).watermark for name in NAMES] == [15, 15, 15]
@@ -95,7 +98,7 @@ def test_a_leader_that_loses_its_connection_counts_each_update_once(broker_serve
 def test_an_institution_that_loses_its_connection_sends_the_same_again(broker_server, tmp_path, stack):
     watch = started(broker_server, tmp_path)
     worker = stack.enter_context(Worker(broker_server, "bank-a", tmp_path))
-    queue = "fl.upd.bank-a"
+    queue = update_queue("bank-a")
     assert watch.until(lambda: broker_server.depth(queue) == 1)  # its hello: nobody leads yet
     with Leader(broker_server, tmp_path / "aggregator"):
         assert watch.until(lambda: watch.entry("bank-a").watermark >= 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker_config.memory import MemoryRabbit
-from broker_config.streams import BlobWriter, publish_claim, publish_record
+from broker_config.streams import publish_claim, publish_record
 from broker_config.topology import MODEL, Limits, control_queue, topology, update_queue
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalWork
@@ -15,6 +15,7 @@ from client_worker.policy import Policy
 from client_worker.session import Session
 from shared import messages
 from shared.broker import Message
+from shared.chunks import split
 from shared.errors import CheckpointError, SettingsError, TopologyError
 from shared.messages import BlobName, Entry, Hello, Location, ManifestRecord, Update
 from shared.plan import LocalPlan, Plan, PrivacyPlan
@@ -34,7 +35,6 @@ class Scene:
         self.leader = self.rabbit.connect("aggregator")
         self.leader.consume(update_queue("bank-a"), prefetch=100)
         publish_claim(self.leader, a_claim(1))
-        self.blobs = BlobWriter(self.leader, MODEL)
         self.head: ManifestRecord | None = None
         self.entry = Entry(incarnation=1)
         self.data = local_data("bank-a", at_least=lambda: None)
@@ -48,13 +48,9 @@ class Scene:
         blob = BlobName(hash=messages.codec.content_hash(content), size=len(content))
         former = self.head.manifest if self.head else None
         new_model = former is None or former.model != blob
-        at = (
-            self.blobs.publish_model(content, self.plan, RUN)
-            if new_model
-            else self.head.model_at
-            if self.head
-            else Location(offset=0, chunks=1)
-        )
+        if new_model:
+            self.leader.publish(MODEL, next(split(content, kind="model", run_id=RUN, identity=blob.hash, chunk_bytes=2**20)))
+        at = Location(offset=self.rabbit.depth(MODEL) - 1, chunks=1)
         version = 0 if former is None else former.version + new_model
         fields = {
             "plan": self.plan,
