@@ -17,6 +17,7 @@ from broker_config.logins import Logins
 from broker_config.management import Management
 from broker_config.streams import LineageReader
 from broker_config.topology import DEAD_LETTERS, update_queue
+from operator_console.broker_commands import DEFAULT_FOLDER
 from operator_console.events import Event, read_events
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, fold_next, follow
@@ -36,7 +37,7 @@ Watching = Annotated[bool, typer.Option("--watch", help="Stay, and follow the ru
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for scripts; its `schema` number changes when a key does.")]
 
 
-def status(folder: Dir = Path(), watching: Watching = False, as_json: AsJson = False) -> None:
+def status(folder: Dir = DEFAULT_FOLDER, watching: Watching = False, as_json: AsJson = False) -> None:
     """Show how a federation is doing: versions, updates, staleness, privacy spent, and what needs attention first."""
     console = Console()
     with _opened(FederationFolder(folder)) as session:
