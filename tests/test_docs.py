@@ -77,7 +77,7 @@ def calls(line: str) -> Iterator[list[str]]:
 def demand_known(words: list[str]) -> None:
     """Fails for a command or an option that the program does not have."""
     command, rest = PROGRAMS[words[0]], words[1:]
-    while isinstance(command, TyperGroup) and rest and not rest[0].startswith(("-", "[", "...")):
+    while isinstance(command, TyperGroup) and rest and not (rest[0].isupper() or rest[0].startswith(("-", "[", "..."))):
         names = [name for name in rest[0].split("|") if name]
         unknown = [name for name in names if name not in command.commands]
         assert not unknown, f"{words} names {unknown}; {command.name} has {sorted(command.commands)}"
