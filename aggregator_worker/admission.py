@@ -39,15 +39,25 @@ def check_author(update_run: str, institution: str, *, user_id: str | None, queu
 
 
 def order(incarnation: int, sequence: int, content: str, entry: Entry) -> Order:
-    """Where an id stands against what was settled. Raises ReusedIdError when a settled id comes with another hash."""
+    """Where an id stands against what was settled.
+
+    Raises ReusedIdError when a settled id comes with another hash, UnknownInstitutionError for an incarnation that no
+    operator issued: a new one starts a new ledger, so an institution must not give it to itself.
+    """
     if incarnation < entry.incarnation:
         return "outdated"
-    watermark = entry.watermark if incarnation == entry.incarnation else 0
-    if sequence > watermark:
-        return "next" if sequence == watermark + 1 else "ahead"
-    if sequence == watermark and entry.last_hash and content != entry.last_hash:
+    require_issued(incarnation, entry)
+    if sequence > entry.watermark:
+        return "next" if sequence == entry.watermark + 1 else "ahead"
+    if sequence == entry.watermark and entry.last_hash and content != entry.last_hash:
         raise ReusedIdError(f"update {incarnation}/{sequence} came again with another content")
     return "duplicate"
+
+
+def require_issued(incarnation: int, entry: Entry) -> None:
+    """Raises UnknownInstitutionError for an incarnation above the one that the table holds."""
+    if incarnation > entry.incarnation:
+        raise UnknownInstitutionError(f"incarnation {incarnation} was never issued, {entry.incarnation} is the newest")
 
 
 def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes) -> Admission:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from aggregator_worker import operations
-from aggregator_worker.admission import Order, admit, check_author, order
+from aggregator_worker.admission import Order, admit, check_author, order, require_issued
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake, Upload
 from broker_config.topology import DEAD_LETTER_EXCHANGE, OPERATIONS
@@ -54,6 +54,7 @@ class Desk:
     settled: list[Delivery] = field(default_factory=list)
     hints: list[tuple[str, Control]] = field(default_factory=list)
     _early: dict[str, dict[int, _Early]] = field(default_factory=dict)
+    _reported: dict[str, int] = field(default_factory=dict)
     _pending_since: float | None = None
 
     def take(self, delivery: Delivery, institution: str) -> None:
@@ -157,8 +158,6 @@ class Desk:
 
     def _hold(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> None:
         entry = self.federation.table[self.pseudonym_of(institution)]
-        if update.incarnation != entry.incarnation:
-            raise IncompatibleUpdateError(f"the first number of incarnation {update.incarnation} is 1, not {update.sequence}")
         if update.sequence > entry.watermark + MAX_AHEAD:
             raise IncompatibleUpdateError(f"number {update.sequence} is more than {MAX_AHEAD} ahead of {entry.watermark}")
         waiting = self._early.setdefault(institution, {})
@@ -226,6 +225,7 @@ class Desk:
     def _take_hello(self, institution: str, upload: Upload, entry: Entry) -> None:
         hello = messages.decode(Hello, "hello", upload.content, max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, hello)
+        require_issued(hello.incarnation, entry)
         if hello.incarnation < entry.incarnation:
             self.federation.count_duplicate(self.pseudonym_of(institution))
         else:
@@ -236,10 +236,13 @@ class Desk:
     def _take_report(self, institution: str, upload: Upload) -> None:
         report = messages.decode(Report, "report", upload.content, max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, report)
-        self.on_report(report)
+        is_news = self._reported.get(institution, -1) < report.version <= self.federation.head.manifest.version
+        if is_news:
+            self._reported[institution] = report.version
+            self.on_report(report)
         for delivery in upload.deliveries:
             self.broker.ack(delivery)
-        log.info("delivery", kind="report", institution=institution, version=report.version, metrics=report.metrics)
+        log.info("delivery", kind="report", institution=institution, version=report.version, kept=is_news)
 
     def _keep(self, *deliveries: Delivery) -> None:
         self.settled += deliveries

@@ -144,13 +144,9 @@ class Federation:
         self.change(settlement.institution, changed)
 
     def greet(self, pseudonym: str, hello: Hello) -> None:
-        """Answers a worker's start: its entry in the next manifest echoes the nonce. A higher incarnation begins anew."""
-        entry = self.table[pseudonym]
-        fresh = (
-            {"incarnation": hello.incarnation, "watermark": 0, "last_hash": ""} if hello.incarnation > entry.incarnation else {}
-        )
+        """Answers a worker's start: its entry in the next manifest echoes the nonce."""
         echo = {"nonce": hello.nonce, "num_examples": hello.num_examples, "active": True}
-        self.change(pseudonym, entry.model_copy(update=fresh | echo))
+        self.change(pseudonym, self.table[pseudonym].model_copy(update=echo))
 
     def count_duplicate(self, pseudonym: str) -> None:
         """A repeat changes nothing but its counter."""

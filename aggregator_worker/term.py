@@ -64,8 +64,6 @@ class Term:
     def __init__(self, broker: Broker, settings: TermSettings) -> None:
         self._broker = broker
         self._settings = settings
-        self.led = False
-        """Whether this term got as far as leading."""
         self._owners: dict[str, str] = {}
         self._orders: list[Operation] = []
         self._group = 0
@@ -85,7 +83,6 @@ class Term:
         )
         federation = self._restore(committer)
         desk = self._open_desk(federation)
-        self.led = True
         log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
         try:
             while True:

@@ -2,16 +2,12 @@
 
 import threading
 from collections.abc import Callable
-
-import structlog
+from contextlib import suppress
 
 from aggregator_worker.leadership import StoppedError
 from aggregator_worker.term import Term, TermSettings
 from broker_config.reconnect import persist
 from shared.broker import Broker
-from shared.errors import BrokerUnavailableError
-
-log = structlog.get_logger()
 
 
 def run(connect: Callable[[], Broker], settings: TermSettings, stopping: threading.Event) -> None:
@@ -19,15 +15,9 @@ def run(connect: Callable[[], Broker], settings: TermSettings, stopping: threadi
 
     def session() -> None:
         broker = connect()
-        term = Term(broker, settings)
         try:
-            term.run()
-        except StoppedError:
-            return
-        except BrokerUnavailableError as error:
-            if not term.led:
-                raise
-            log.warning("term ended", error=type(error).__name__, reason=str(error))
+            with suppress(StoppedError):
+                Term(broker, settings).run()
         finally:
             broker.close()
 

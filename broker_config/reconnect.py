@@ -1,6 +1,7 @@
 """Sessions over a broker, one after another, with growing pauses while none gets anywhere."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -12,16 +13,29 @@ from shared.errors import BrokerUnavailableError, StorageError
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
+HEALTHY_SECONDS = 10.0
+"""A session that lasted so long got somewhere."""
 
 log = structlog.get_logger()
 
 
-def persist(session: Callable[[], None], stopping: threading.Event) -> None:
+def persist(session: Callable[[], None], stopping: threading.Event, *, healthy_seconds: float = HEALTHY_SECONDS) -> None:
     """Runs `session` again and again until `stopping` is set.
 
-    A session that returns is followed by the next at once; one that raises BrokerUnavailableError or StorageError by a
-    pause with jitter, longer each time. Other errors are the caller's.
+    A session that returns is followed by the next at once, and so is one that was lost after `healthy_seconds`. One that fails
+    sooner, with BrokerUnavailableError or StorageError, is followed by a pause with jitter, longer each time. Other errors
+    are the caller's.
     """
+
+    def attempt() -> None:
+        started = time.monotonic()
+        try:
+            session()
+        except BrokerUnavailableError as error:
+            if time.monotonic() - started < healthy_seconds:
+                raise
+            log.warning("connection lost", error=type(error).__name__, reason=str(error))
+
     while not stopping.is_set():
         retrying = Retrying(
             retry=retry_if_exception_type((BrokerUnavailableError, StorageError)),
@@ -31,7 +45,7 @@ def persist(session: Callable[[], None], stopping: threading.Event) -> None:
             before_sleep=_say,
         )
         try:
-            retrying(session)
+            retrying(attempt)
         except RetryError:
             return
 

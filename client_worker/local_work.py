@@ -143,9 +143,11 @@ class LocalWork:
         return delta
 
     def seal(self) -> Sealed | None:
-        """The finished training's update, on disk with its ledger row; None while there is nothing to seal, or when ending."""
+        """The finished training's update, on disk with its ledger row; None while there is nothing to seal."""
         training = self.training
-        if training is None or self._stopping.is_set() or not training.delta.done():
+        if training is None or not training.delta.done():
+            return None
+        if self._stopping.is_set() and training.delta.exception() is not None:
             return None
         delta = training.delta.result()
         sealed = self.ledger.seal(training.reservation, lambda sequence: self._encode(training, delta, sequence))

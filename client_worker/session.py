@@ -18,6 +18,7 @@ from shared.errors import (
     PrivacyBudgetExhaustedError,
     PublishRefusedError,
     RejectedMessageError,
+    SettingsError,
     TopologyError,
 )
 from shared.lineage import Lineage
@@ -29,6 +30,7 @@ TICK_SECONDS = 0.05
 RESEND_SECONDS = 60.0
 REFUSED_PAUSE_SECONDS = 1.0
 SAME_MODEL_PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 60.0
 
 log = structlog.get_logger()
 
@@ -59,6 +61,7 @@ class Session:
         self._send_after = 0.0
         self._sent = 0
         self._train_after = 0.0
+        self._pause_seconds = SAME_MODEL_PAUSE_SECONDS
         self._last_base = ""
         self._spent_plan = ""
         self._said: tuple[str, str] = ("", "")
@@ -221,10 +224,11 @@ class Session:
             self._say(manifest.phase, manifest.phase_reason)
             self.finished = manifest.phase == "finished"
             return
-        same_model = manifest.model.hash == self._last_base
-        if manifest.plan_hash == self._spent_plan or (same_model and time.monotonic() < self._train_after):
+        if manifest.plan_hash == self._spent_plan or self._rests(manifest.model.hash):
             return
         self._accept(plan)
+        if manifest.model.size > plan.limits.update_bytes:
+            raise SettingsError(f"the plan allows updates of {plan.limits.update_bytes} bytes, a model has {manifest.model.size}")
         try:
             statement = self._work.afford(plan)
         except PrivacyBudgetExhaustedError as error:
@@ -233,8 +237,19 @@ class Session:
             return
         model = self._fetch(head)
         self._work.begin(head, model, plan, statement)
-        self._last_base, self._train_after = manifest.model.hash, time.monotonic() + SAME_MODEL_PAUSE_SECONDS
         self._report(head, model)
+
+    def _rests(self, model: str) -> bool:
+        """Whether to wait rather than train on the same model again, which spends epsilon; longer each time."""
+        now = time.monotonic()
+        if model != self._last_base:
+            self._last_base, self._pause_seconds = model, SAME_MODEL_PAUSE_SECONDS
+        elif now < self._train_after:
+            return True
+        else:
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        self._train_after = now + self._pause_seconds
+        return False
 
     def _fetch(self, head: ManifestRecord) -> Parameters:
         blob = fetch_blob(self._broker, head.model_at, head.manifest.model)

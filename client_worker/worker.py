@@ -3,15 +3,10 @@
 import threading
 from collections.abc import Callable
 
-import structlog
-
 from broker_config.reconnect import persist
 from client_worker.local_work import LocalWork
 from client_worker.session import Session
 from shared.broker import Broker
-from shared.errors import BrokerUnavailableError
-
-log = structlog.get_logger()
 
 
 def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Event) -> None:
@@ -25,7 +20,10 @@ def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Even
         current = Session(work, broker)
         try:
             current.open()
-            _attend(current, work, stopping)
+            while not stopping.is_set():
+                current.step()
+                if current.finished and work.member.leave_when_finished:
+                    stopping.set()
         finally:
             broker.close()
 
@@ -34,13 +32,3 @@ def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Even
     finally:
         stopping.set()
         work.close()
-
-
-def _attend(session: Session, work: LocalWork, stopping: threading.Event) -> None:
-    try:
-        while not stopping.is_set():
-            session.step()
-            if session.finished and work.member.leave_when_finished:
-                stopping.set()
-    except BrokerUnavailableError as error:
-        log.warning("session ended", error=type(error).__name__, reason=str(error))

@@ -34,12 +34,15 @@ def lineage_with(plan=None, versions=5, **changes):
         (2, 1, "duplicate"),
         (1, 6, "outdated"),
         (1, 5, "outdated"),
-        (3, 1, "next"),
-        (3, 2, "ahead"),
     ],
 )
 def test_an_id_has_its_place_against_what_was_settled(incarnation, sequence, place):
     assert order(incarnation, sequence, "5" * 64, ENTRY) == place
+
+
+def test_an_incarnation_that_nobody_issued_is_refused():
+    with pytest.raises(UnknownInstitutionError, match="incarnation 3 was never issued, 2 is the newest"):
+        order(3, 1, "5" * 64, ENTRY)
 
 
 def test_a_settled_id_with_another_content_is_an_alarm():

@@ -164,17 +164,23 @@ def test_a_number_far_ahead_is_refused(counter):
     assert counter.unacknowledged() == 1
 
 
+def reincarnate(counter) -> None:
+    """What the operator's admit does to bank-a's entry."""
+    fresh = {"incarnation": 2, "watermark": 0, "last_hash": ""}
+    counter.federation.change(name_of("bank-a"), counter.entry().model_copy(update=fresh))
+
+
 def test_an_older_incarnation_is_acknowledged_and_counted(counter):
-    counter.send(a_hello(incarnation=2))
+    reincarnate(counter)
     counter.send(update(counter, 1), 1, 1)
     assert counter.settled() == []
     assert counter.entry().counters.duplicate == 1
-    assert counter.unacknowledged() == 1  # the hello
+    assert counter.unacknowledged() == 0
 
 
 def test_early_updates_of_an_older_incarnation_are_let_go(counter):
     counter.send(update(counter, 2), 1, 1)
-    counter.send(a_hello(incarnation=2))
+    reincarnate(counter)
     counter.send(update(counter, 1, incarnation=2), 1, 1)
     assert counter.settled() == [(1, "aggregated")]
     assert counter.entry().incarnation == 2
@@ -183,9 +189,12 @@ def test_early_updates_of_an_older_incarnation_are_let_go(counter):
     assert counter.settled() == [(1, "aggregated")]
 
 
-def test_a_later_number_of_an_incarnation_that_has_not_begun_is_refused(counter):
-    counter.send(update(counter, 2, incarnation=2), 1, 1)
-    assert counter.dead_letters()[0].headers["refused"] == "the first number of incarnation 2 is 1, not 2"
+@pytest.mark.parametrize("message", ["update", "hello"])
+def test_an_institution_cannot_issue_itself_an_incarnation(counter, message):
+    content = update(counter, 1, incarnation=2) if message == "update" else a_hello(incarnation=2)
+    counter.send(content, *((1, 1) if message == "update" else ()))
+    assert counter.dead_letters()[0].headers["refused"] == "incarnation 2 was never issued, 1 is the newest"
+    assert counter.entry().incarnation == 1
 
 
 def test_a_hello_is_answered_in_the_table_and_acknowledged_with_the_commit(counter):
@@ -202,6 +211,15 @@ def test_a_report_is_handed_on_and_acknowledged_at_once(counter):
     assert counter.reports == [report]
     assert counter.unacknowledged() == 0
     assert counter.desk.due() is False
+
+
+def test_a_report_of_a_version_that_was_reported_or_does_not_exist_is_not_kept(counter):
+    fields = {"run_id": RUN, "institution": "bank-b", "incarnation": 1, "model_hash": "c" * 64, "metrics": {}, "epsilon": 0.2}
+    for version in (0, 0, 99):
+        report = Report(version=version, **fields)
+        counter.publish(replace(as_messages(a_hello())[0], **report_message(report)), "bank-b")
+    assert [report.version for report in counter.reports] == [0]
+    assert counter.unacknowledged() == 0
 
 
 def report_message(report: Report) -> dict[str, object]:

@@ -116,15 +116,6 @@ def test_a_hello_is_answered_with_its_number():
     assert (entry.nonce, entry.num_examples, entry.watermark, entry.incarnation) == ("77" * 8, 450, 1, 1)
 
 
-def test_a_new_incarnation_begins_at_one_and_keeps_what_was_spent():
-    federation = a_federation({"w": array(0, 0)}, table=TABLE)
-    settle(federation, "bank-a", 1, 1, privacy=PrivacyStatement(mechanism="none", epsilon_spent=2.0))
-    federation.greet(A, a_hello(incarnation=2))
-    entry = federation.table[A]
-    assert (entry.incarnation, entry.watermark, entry.last_hash, entry.epsilon_spent) == (2, 0, "", 2.0)
-    assert entry.counters.aggregated == 1
-
-
 def test_a_removed_institution_has_no_entry():
     federation = a_federation({"w": array(0, 0)}, table=TABLE | {"bank-b": Entry(incarnation=1, removed=True)})
     assert federation.entry(B) is None

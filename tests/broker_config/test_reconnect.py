@@ -1,6 +1,7 @@
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker_config.reconnect import persist
 from shared.errors import BrokerUnavailableError, PublishRefusedError, StorageError, TopologyError
@@ -37,6 +38,15 @@ def test_a_session_that_returns_is_followed_by_the_next():
 
     persist(session, stopping)
     assert len(calls) == 3
+
+
+def test_a_session_that_was_healthy_is_followed_by_the_next_without_a_pause():
+    stopping = threading.Event()
+    session, calls = failing(*[BrokerUnavailableError("gone")] * 40, stopping=stopping)
+    with capture_logs() as lines:
+        persist(session, stopping, healthy_seconds=0.0)
+    assert len(calls) == 41
+    assert [line["event"] for line in lines] == ["connection lost"] * 40
 
 
 def test_what_a_person_must_look_at_is_not_tried_again():

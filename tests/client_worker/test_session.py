@@ -18,6 +18,7 @@ from shared.broker import Message
 from shared.chunks import split
 from shared.errors import CheckpointError, SettingsError, TopologyError
 from shared.messages import BlobName, Entry, Hello, Location, ManifestRecord, Update
+from shared.plan import Limits as PlanLimits
 from shared.plan import LocalPlan, Plan, PrivacyPlan
 from tests.builders import NAMES, RUN, a_claim, a_manifest, a_plan, array, name_of
 from tests.running import local_data, member
@@ -343,3 +344,33 @@ def test_a_hint_that_cannot_be_read_changes_nothing(scene):
     session = scene.welcomed()
     scene.leader.publish(control_queue("bank-a"), Message(b"\x80\x04", "control", "x"))
     assert scene.update(session)[0].sequence == 1
+
+
+def test_training_on_a_model_that_did_not_change_waits_longer_each_time(scene):
+    session = scene.welcomed()
+    pauses = []
+    for _ in range(6):
+        assert session._rests("a" * 64) is False
+        pauses.append(session._pause_seconds)
+        assert session._rests("a" * 64) is True
+        session._train_after = 0.0
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert session._rests("b" * 64) is False
+    assert session._pause_seconds == 2.0
+
+
+def test_a_model_that_no_update_could_carry_is_refused_before_anything_is_charged(tmp_path):
+    small = PLAN.model_copy(update={"limits": PlanLimits(update_bytes=1024)})
+    scene = Scene(tmp_path, small)
+    try:
+        session = scene.welcomed()
+        scene.head = replace(
+            scene.head, manifest=scene.head.manifest.model_copy(update={"model": BlobName(hash="a" * 64, size=1025)})
+        )
+        session._reader.lineage = replace(session._reader.lineage, head=scene.head)
+        session._greeted = True
+        with pytest.raises(SettingsError, match="allows updates of 1024 bytes, a model has 1025"):
+            session._train()
+        assert scene.work.ledger.reservations == 0
+    finally:
+        scene.close()
