@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,11 +139,14 @@ def as_operator(folder):
 
 def opened(folder, history):
     """A broker's ports are open before its virtual hosts and streams are: None until they can be read."""
-    try:
-        broker = as_operator(folder)
-        return broker, follow(broker, history)
-    except BrokerUnavailableError:
-        return None
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(closing(as_operator(folder)))
+            reader = follow(broker, history)
+        except BrokerUnavailableError:
+            return None
+        stack.pop_all()
+        return broker, reader
 
 
 def history_to_the_end(folder, soon):
