@@ -35,9 +35,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
-    sample_data: Annotated[
-        bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")
-    ] = False,
+    sample_data: Annotated[bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")] = False,
 ) -> None:
     """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
     options = PlanOptions(
