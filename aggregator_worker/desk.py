@@ -82,7 +82,7 @@ class Desk:
         if outcome is None:
             self.broker.ack(delivery)
             return None
-        self._keep(delivery)
+        self._keep(delivery.receipt())
         log.info("operation", kind=operation.kind, applied=outcome.applied, reason=outcome.reason)
         return operation if outcome.applied else None
 
@@ -150,8 +150,7 @@ class Desk:
 
     def _drop_repeat(self, institution: str, upload: Upload, update: Update) -> None:
         for delivery in upload.deliveries:
-            if delivery not in self.settled:
-                self.broker.ack(delivery)
+            self.broker.ack(delivery)
         self.federation.count_duplicate(self.pseudonym_of(institution))
         self._note_pending()
         log.info("delivery", kind="update", institution=institution, sequence=update.sequence, outcome="duplicate")

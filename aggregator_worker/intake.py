@@ -12,7 +12,7 @@ KINDS = ("update", "hello", "report")
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """One whole content and the deliveries to acknowledge once it is settled."""
+    """One whole content, and receipts of the deliveries to acknowledge once it is settled."""
 
     kind: str
     content: bytes
@@ -49,7 +49,7 @@ class Intake:
         if chunk.kind not in KINDS:
             raise MalformedMessageError(f"a message of kind {chunk.kind[:40]!r} on an update queue")
         if chunk.chunks == 1:
-            return Upload(chunk.kind, open_envelope(chunk, delivery.message.body), chunk.content, [delivery])
+            return Upload(chunk.kind, open_envelope(chunk, delivery.message.body), chunk.content, [delivery.receipt()])
         try:
             return self._take_part(institution, chunk, delivery, now=now)
         except OSError as error:
@@ -67,7 +67,7 @@ class Intake:
         known = chunk.chunk < partial.assembly.received
         complete = partial.assembly.add(chunk, delivery.message.body)
         partial.touched = now
-        (self.surplus if known else partial.deliveries).append(delivery)
+        (self.surplus if known else partial.deliveries).append(delivery.receipt())
         return self._finish(institution, partial) if complete else None
 
     def _finish(self, institution: str, partial: _Partial) -> Upload:

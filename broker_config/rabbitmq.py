@@ -80,12 +80,13 @@ class RabbitmqBroker:
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
         deadline = time.monotonic() + timeout_seconds
-        self._pump(0)
+        remaining = 0.0
+        # Only when nothing is left: what is not read yet waits in the broker's memory, not in ours.
         while not self._arrived:
+            self._pump(max(0.0, remaining))
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if remaining <= 0 and not self._arrived:
                 return None
-            self._pump(remaining)
         return self._arrived.popleft()
 
     def read(self, stream: str, start: StreamStart, *, count: int | None, idle_seconds: float) -> Iterator[Delivery]:

@@ -5,7 +5,7 @@ one thread. After a BrokerUnavailableError it is of no more use (PublishRefusedE
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 Header = int | str | bool
@@ -36,6 +36,10 @@ class Delivery:
     redelivered: bool = False
     delivery_count: int = 0
     offset: int | None = None
+
+    def receipt(self) -> "Delivery":
+        """The same without its body: all that is needed to settle it later, whatever the number of those that wait."""
+        return replace(self, message=replace(self.message, body=b""))
 
 
 class Broker(Protocol):
