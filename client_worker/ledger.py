@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 ) STRICT;
 """
 
-State = Literal["OPENED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
+State = Literal["OPENED", "CARRIED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,11 @@ class Ledger:
         ]
 
     @property
+    def carried(self) -> float:
+        """Epsilon that an earlier incarnation had spent, as far as the federation knows; its ledger may be lost."""
+        return float(sum(row["epsilon"] for row in self._rows("CARRIED")))
+
+    @property
     def reservations(self) -> int:
         """How many local trainings were charged."""
         return len(self._rows("RESERVED"))
@@ -147,6 +152,10 @@ class Ledger:
     def published(self, sealed: Sealed) -> None:
         """The broker has confirmed every chunk."""
         self._append("PUBLISHED", {"sequence": sealed.sequence})
+
+    def carry(self, epsilon: float) -> None:
+        """Charges what an earlier incarnation spent."""
+        self._append("CARRIED", {"epsilon": epsilon})
 
     def reported(self, version: int, epsilon: float) -> None:
         """Charges a report on the validation rows; call it before sending."""

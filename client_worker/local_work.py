@@ -101,7 +101,7 @@ class LocalWork:
             return PrivacyStatement(mechanism="none", steps=plan.local.steps)
         sigma = self.data.noise_multiplier(plan)
         charge = Charge(sigma, plan.local.sample_rate, plan.local.steps)
-        spent = self.data.epsilon([*self.ledger.charges, charge], plan.privacy.target_delta)
+        spent = self.ledger.carried + self.data.epsilon([*self.ledger.charges, charge], plan.privacy.target_delta)
         allowed = min(plan.privacy.epsilon or 0.0, self.member.policy.max_epsilon)
         if spent > allowed:
             raise PrivacyBudgetExhaustedError(f"one more local training would spend epsilon {spent:.3f} of {allowed:g}")
@@ -114,6 +114,14 @@ class LocalWork:
             epsilon_spent=spent,
             target_delta=plan.privacy.target_delta,
         )
+
+    def carry_over(self, epsilon_stated: float, plan: Plan) -> None:
+        """A new ledger goes on from what an earlier incarnation had stated, and one update more: it may have been under way."""
+        if self.ledger.reservations or self.ledger.carried or plan.privacy.mechanism == "none":
+            return
+        charge = Charge(self.data.noise_multiplier(plan), plan.local.sample_rate, plan.local.steps)
+        self.ledger.carry(epsilon_stated + self.data.epsilon([charge], plan.privacy.target_delta))
+        log.warning("budget carried over", epsilon_spent=round(self.ledger.carried, 3))
 
     def begin(self, base: ManifestRecord, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
         """Charges one local training, then starts it."""

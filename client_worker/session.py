@@ -154,6 +154,9 @@ class Session:
             )
         if entry.watermark < sequence:
             self._work.ledger.reopen(entry.watermark)
+        plan = self._reader.lineage.plan
+        if sequence == 0 and entry.epsilon_spent is not None and plan is not None:
+            self._work.carry_over(entry.epsilon_spent, plan)
         self._greeted = True
         log.info("welcome", watermark=entry.watermark, to_send=sequence - entry.watermark)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import datasets
+import builtin_tasks
 from shared.errors import SettingsError
 
 Row = dict[str, str]
@@ -85,7 +85,7 @@ def prepare(task: str, *, institutions: int | None, seed: int, folder: Path, spl
     Raises SettingsError for an unknown task or split, for more institutions than there are, or for a missing library.
     """
     groups = _groups(task, institutions, seed, split)
-    (folder / "task.toml").write_text(datasets.task_text(task), encoding="utf-8")
+    (folder / "task.toml").write_text(builtin_tasks.task_text(task), encoding="utf-8")
     held_out: Rows = []
     written = []
     for number, group in enumerate(groups):
@@ -102,8 +102,8 @@ def prepare(task: str, *, institutions: int | None, seed: int, folder: Path, spl
 
 
 def _groups(task: str, institutions: int | None, seed: int, split: str | None) -> list[Group]:
-    if task not in datasets.TASKS:
-        raise SettingsError(f"no built-in task is called {task!r}; there are {', '.join(datasets.TASKS)}")
+    if task not in builtin_tasks.TASKS:
+        raise SettingsError(f"no built-in task is called {task!r}; there are {', '.join(builtin_tasks.TASKS)}")
     splits = SPLITS.get(task, ())
     if split is not None and split not in splits:
         raise SettingsError(
@@ -159,13 +159,13 @@ def _by_name(rows: Iterable[Row], column: str, names: Mapping[str, tuple[str, st
 
 
 def _shipped(task: str) -> Rows:
-    return list(csv.DictReader(io.StringIO(datasets.rows(task).decode(), newline="")))
+    return list(csv.DictReader(io.StringIO(builtin_tasks.rows(task).decode(), newline="")))
 
 
 def _image_groups(task: str, institutions: int, seed: int, *, skewed: bool) -> list[Group]:
     """Skewed: half of the images of a digit are at one institution, the others anywhere."""
     try:
-        images, digits = datasets.images(task)
+        images, digits = builtin_tasks.images(task)
     except ImportError as error:
         raise SettingsError(f'the images of {task} come with {error.name}; run: .venv/bin/pip install -e ".[{task}]"') from error
     rng = np.random.default_rng([seed, len(digits)])

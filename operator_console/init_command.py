@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-import datasets
+import builtin_tasks
 from broker_config import logins as login_file
 from broker_config.connection import connect
 from broker_config.logins import Logins
@@ -71,9 +71,9 @@ def task_text(task: str) -> tuple[str, str]:
             return file.read_text(encoding="utf-8"), task
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{file} cannot be read as text: {error}") from error
-    if task in datasets.TASKS:
-        return datasets.task_text(task), f"the built-in task {task}"
-    raise SettingsError(f"there is no file {task}, and no built-in task of that name; those are {', '.join(datasets.TASKS)}")
+    if task in builtin_tasks.TASKS:
+        return builtin_tasks.task_text(task), f"the built-in task {task}"
+    raise SettingsError(f"there is no file {task}, and no built-in task of that name; those are {', '.join(builtin_tasks.TASKS)}")
 
 
 def broker_logins(federation: FederationFolder) -> Logins:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
+import builtin_tasks
 from operator_console.demo_data import DemoInstitution, prepare
 from operator_console.federation_folder import ClientOptions, FederationFolder
 from shared.errors import SettingsError
@@ -24,8 +24,8 @@ def hand_out(task: str, institutions: Sequence[str], folder: FederationFolder, *
 
     Raises SettingsError where the task has no data of its own, or not of these institutions.
     """
-    if task not in datasets.TASKS:
-        raise SettingsError(f"--sample-data goes with a built-in task: {', '.join(datasets.TASKS)}")
+    if task not in builtin_tasks.TASKS:
+        raise SettingsError(f"--sample-data goes with a built-in task: {', '.join(builtin_tasks.TASKS)}")
     with tempfile.TemporaryDirectory() as scratch:
         known = {each.id: each for each in prepare(task, institutions=None, seed=seed, folder=Path(scratch))}
         stranger = next((each for each in institutions if each not in known), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ROOMS = ["shared", "broker_config", "aggregator_worker", "client_worker", "operator_console", "simulator", "datasets"]
+ROOMS = ["shared", "broker_config", "aggregator_worker", "client_worker", "operator_console", "simulator", "builtin_tasks"]
 
 
 def contracts(folder: Path) -> subprocess.CompletedProcess[str]:

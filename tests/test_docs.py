@@ -24,7 +24,7 @@ PAGES = [
     PROJECT / "README.md",
     PROJECT / "CHANGELOG.md",
     *sorted((PROJECT / "docs").glob("*.md")),
-    *PROJECT.glob("datasets/*/README.md"),
+    *PROJECT.glob("builtin_tasks/*/README.md"),
 ]
 PROGRAMS: dict[str, TyperCommand | TyperGroup] = {
     "fedqueue": typer.main.get_command(operator_app),

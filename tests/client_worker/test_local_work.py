@@ -90,6 +90,21 @@ def test_every_reservation_counts_toward_the_next_statement(make):
     assert work.afford(NOISED).epsilon_spent == 1.0
 
 
+def test_a_new_ledger_goes_on_from_what_an_earlier_one_had_stated_and_one_update_more(make):
+    work = make()
+    work.carry_over(0.75, NOISED)
+    work.carry_over(0.75, NOISED)
+    assert work.ledger.carried == 0.75 + 0.5
+    assert work.afford(NOISED).epsilon_spent == 0.75 + 0.5 + 0.5
+
+
+def test_a_ledger_that_has_charges_of_its_own_carries_nothing_over(make):
+    work = make()
+    trained(work)
+    work.carry_over(0.75, NOISED)
+    assert work.ledger.carried == 0.0
+
+
 def test_a_training_that_would_spend_more_than_the_plan_is_not_begun(make):
     work = make()
     for _ in range(4):
