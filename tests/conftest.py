@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
+import structlog
 
 from broker_config.connection import connect, waiting_messages
 from broker_config.logins import Logins, create, load, save
@@ -113,6 +114,15 @@ def eventually(look: Callable[[], T], timeout_seconds: float = 20) -> T:
     while not (answer := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return answer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Workers on threads log between tests too, when nothing captures it."""
+    with Path(os.devnull).open("w") as nowhere:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(nowhere))
+        yield
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
