@@ -1,9 +1,6 @@
 """`fedqueue-aggregator`: settings, logs, signals and exit codes; nothing else."""
 
 import json
-import os
-import signal
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +13,13 @@ from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect
+from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import LineageReader
 from shared.errors import SettingsError
 from shared.logs import configure
 from shared.messages import Metrics, Report
 from shared.outermost import run_program
 from shared.parameters import Parameters
-from shared.settings import load
 from shared.tasks.spec import parse_task
 
 log = structlog.get_logger()
@@ -35,29 +32,22 @@ def aggregator(
     check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
 ) -> None:
     """Folds the institutions' updates into new versions of the global model, as they arrive."""
-    settings = read_settings(config)
+    stopping = threading.Event() if check else stop_on_signals()
+    settings = read_settings(AggregatorSettings, config)
     configure(level=settings.log_level)
-    stopping = threading.Event()
     term = term_settings(settings, stopping)
     if check:
         typer.echo(check_broker(settings))
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopping.set())
-    run(lambda: connect(settings.broker, name=process_name()), term, stopping)
+    run(lambda: connect(settings.broker, name=process_name("fedqueue-aggregator")), term, stopping)
     log.info("ended", reason="asked to")
-
-
-def process_name() -> str:
-    """What the management UI shows for this process's connection."""
-    return f"fedqueue-aggregator/{socket.gethostname()}/{os.getpid()}"
 
 
 def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> TermSettings:
     """Everything a term needs, read and checked before anything connects. Raises SettingsError."""
     settings.members()
     return TermSettings(
-        claimant=process_name(),
+        claimant=process_name("fedqueue-aggregator"),
         state_folder=settings.state_folder,
         run_secret=settings.run_secret(),
         members=settings.members,
@@ -93,7 +83,7 @@ def _keep_report(file: Path, report: Report) -> None:
 
 def check_broker(settings: AggregatorSettings) -> str:
     """Logs in, reads the lineage, says what was found. Raises what a start would raise."""
-    broker = connect(settings.broker, name=f"{process_name()}/check")
+    broker = connect(settings.broker, name=process_name("fedqueue-aggregator", "check"))
     try:
         reader = LineageReader(broker)
         reader.catch_up()
@@ -102,15 +92,6 @@ def check_broker(settings: AggregatorSettings) -> str:
         broker.close()
     members = sum(not entry.removed for entry in (lineage.table or {}).values())
     return f"ok: run {head.manifest.run_id}, version {head.manifest.version}, {members} institutions, {head.manifest.phase}"
-
-
-def read_settings(config: Path) -> AggregatorSettings:
-    """The settings of a file. Raises SettingsError."""
-    try:
-        text = config.read_text()
-    except OSError as error:
-        raise SettingsError(f"{config}: {error.strerror}; `fedqueue init` writes this file") from error
-    return load(AggregatorSettings, text, path=config.absolute())
 
 
 def main() -> None:

@@ -1,8 +1,5 @@
 """`fedqueue-client`: settings, logs, signals and exit codes; nothing else."""
 
-import os
-import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +8,7 @@ import structlog
 import typer
 
 from broker_config.connection import connect
+from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import LineageReader
 from client_worker.ledger import Ledger
 from client_worker.local_data import open_data
@@ -19,10 +17,8 @@ from client_worker.policy import accept_plan
 from client_worker.session import require_membership
 from client_worker.settings import ClientSettings
 from client_worker.worker import run
-from shared.errors import SettingsError
 from shared.logs import configure
 from shared.outermost import run_program
-from shared.settings import load
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,7 +31,8 @@ def client(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
 ) -> None:
     """Trains on this institution's data and publishes noised updates; the data stay here."""
-    settings = read_settings(config)
+    stopping = threading.Event() if check else stop_on_signals()
+    settings = read_settings(ClientSettings, config)
     settings = settings if device is None else settings.model_copy(update={"device": device})
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
@@ -43,20 +40,12 @@ def client(
     if check:
         typer.echo(check_broker(settings, data))
         return
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopping.set())
     ledger = Ledger(
         settings.ledger_file, run_id=settings.run_id, institution=settings.institution, incarnation=settings.incarnation
     )
     work = LocalWork(member(settings), data, ledger, stopping)
-    run(lambda: connect(settings.broker, name=process_name(settings)), work, stopping)
+    run(lambda: connect(settings.broker, name=process_name("fedqueue-client", settings.institution)), work, stopping)
     log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
-
-
-def process_name(settings: ClientSettings) -> str:
-    """What the management UI shows for this process's connection."""
-    return f"fedqueue-client/{settings.institution}/{socket.gethostname()}/{os.getpid()}"
 
 
 def member(settings: ClientSettings) -> Member:
@@ -72,18 +61,9 @@ def member(settings: ClientSettings) -> Member:
     )
 
 
-def read_settings(config: Path) -> ClientSettings:
-    """The settings of a file. Raises SettingsError."""
-    try:
-        text = config.read_text()
-    except OSError as error:
-        raise SettingsError(f"{config}: {error.strerror}; the operator gives you this file") from error
-    return load(ClientSettings, text, path=config.absolute())
-
-
 def check_broker(settings: ClientSettings, data: LocalData) -> str:
     """Logs in, reads the lineage and judges its plan; says what was found. Raises what a start would raise."""
-    broker = connect(settings.broker, name=f"{process_name(settings)}/check")
+    broker = connect(settings.broker, name=process_name("fedqueue-client", settings.institution, "check"))
     try:
         reader = LineageReader(broker)
         reader.catch_up()

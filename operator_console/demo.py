@@ -25,13 +25,13 @@ from operator_console.live_view import watch
 from operator_console.observer import newest_model
 from operator_console.plan_options import PlanOptions, demo_ending
 from operator_console.sample_data import REPORTS_AT_MOST, count_rows
-from operator_console.schedule import Schedule, schedule
 from operator_console.summary import final_table, summarise
 from operator_console.view_state import Shown
 from operator_console.worker_processes import WorkerProcess, ending_on_sigterm, entry_point, watched_over
 from shared.broker import Broker
 from shared.errors import SettingsError
 from shared.tasks.spec import TaskSpec, parse_task
+from simulator.schedule import Schedule, schedule
 
 RUNS = Path("runs")
 MAX_WAIT_SECONDS = 1.0

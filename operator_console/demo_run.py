@@ -9,10 +9,10 @@ from operator_console.events import Event, Kind, write_events
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History
 from operator_console.observer import Observer
-from operator_console.schedule import RESTART_AFTER_SECONDS, SLOWDOWN, Schedule
 from operator_console.view_state import Shown, ViewState, view_of
 from operator_console.worker_processes import WorkerEndedError, WorkerProcess
 from shared.broker import Broker
+from simulator.schedule import RESTART_AFTER_SECONDS, SLOWDOWN, Schedule
 
 TICK_SECONDS = 0.25
 LAST_SETTLEMENTS_SECONDS = 1.0

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shared.plan import AggregationPlan, Ending, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule
 from shared.tasks.spec import TaskSpec
+from simulator.schedule import tenth, updates_in_all
 
 TARGET_DELTA = 1e-5
 BYTES_PER_PARAMETER = 4
@@ -57,6 +58,4 @@ def demo_ending(institutions: int, updates: int) -> Ending:
 
     All but one give theirs, and the one that is ten times slower a tenth of them; each gives at least that tenth.
     """
-    tenth = max(1, updates // 10)
-    total = updates if institutions == 1 else (institutions - 1) * updates + tenth
-    return Ending(updates=total, updates_each=tenth)
+    return Ending(updates=updates_in_all(institutions, updates), updates_each=tenth(updates))

@@ -16,8 +16,9 @@ from shared.outermost import run_program
 from shared.tasks.features import Dataset
 from shared.tasks.spec import TaskSpec
 from simulator.baselines import alone, pooled
-from simulator.epsilon_sweep import members_with_one_slow, read_folder, sweep, until_the_fast_are_done
+from simulator.epsilon_sweep import members_with_one_slow, read_folder, sweep
 from simulator.federation import Options
+from simulator.schedule import updates_in_all
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,8 +33,9 @@ def compare(
     spec, trainings, held_out = read_folder(folder)
     figures = baselines(spec, trainings, folder, held_out=held_out, seed=seed)
     (folder / "comparison.json").write_text(json.dumps(figures, indent=1) + "\n")
-    options = Options(seed=seed, updates=updates, total=until_the_fast_are_done(spec, len(trainings), updates))
-    rows = sweep(spec, members_with_one_slow(trainings, seed=seed), held_out, options)
+    each = updates or spec.training.updates
+    options = Options(seed=seed, updates=each, total=updates_in_all(len(trainings), each))
+    rows = sweep(spec, members_with_one_slow(trainings, updates=each, seed=seed), held_out, options)
     (folder / "epsilon.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 

@@ -12,9 +12,9 @@ from shared.tasks.features import Dataset
 from shared.tasks.metrics import Figures, evaluate
 from shared.tasks.spec import TaskSpec, parse_task
 from simulator.federation import Member, Options, simulate
+from simulator.schedule import SLOWDOWN, schedule
 
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0, 1.0)
-SLOW_FACTOR = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,14 @@ def sweep(
     return rows
 
 
-def members_with_one_slow(trainings: dict[str, Dataset], *, seed: int) -> list[Member]:
-    """Durations of about one virtual second each, drawn by the seed, and ten times as long for one of the institutions."""
-    rng = np.random.default_rng(seed)
-    durations = rng.uniform(0.9, 1.1, len(trainings))
-    durations[rng.integers(len(trainings))] *= SLOW_FACTOR
-    return [Member(name, data, float(seconds)) for (name, data), seconds in zip(trainings.items(), durations, strict=True)]
+def members_with_one_slow(trainings: dict[str, Dataset], *, updates: int, seed: int) -> list[Member]:
+    """Durations of about one virtual second each, drawn by the seed; the demonstration's slow institution takes ten."""
+    slow = schedule(list(trainings), updates=updates, seed=seed).slow
+    durations = np.random.default_rng(seed).uniform(0.9, 1.1, len(trainings))
+    return [
+        Member(name, data, float(seconds) * (SLOWDOWN if name == slow else 1.0))
+        for (name, data), seconds in zip(trainings.items(), durations, strict=True)
+    ]
 
 
 def read_folder(folder: Path) -> tuple[TaskSpec, dict[str, Dataset], Dataset]:
@@ -55,9 +57,3 @@ def read_folder(folder: Path) -> tuple[TaskSpec, dict[str, Dataset], Dataset]:
     files = sorted((folder / "data").glob("*/training.csv"))
     trainings = {file.parent.name: load_dataset(spec, file) for file in files}
     return spec, trainings, load_dataset(spec, folder / "held_out.csv", for_training=False)
-
-
-def until_the_fast_are_done(spec: TaskSpec, institutions: int, updates: int | None) -> int:
-    """Updates in all when the one slow institution has given a tenth of what each of the others gives."""
-    each = updates or spec.training.updates
-    return each if institutions == 1 else (institutions - 1) * each + max(1, each // 10)

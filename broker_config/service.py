@@ -1,0 +1,35 @@
+"""What every worker does around its loop: its settings file, its name at the broker, and the signals that end it."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import TypeVar
+
+from shared.errors import SettingsError
+from shared.settings import WorkerSettings, load
+
+Settings = TypeVar("Settings", bound=WorkerSettings)
+
+
+def read_settings(settings_type: type[Settings], config: Path) -> Settings:
+    """The settings of a file. Raises SettingsError."""
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config} cannot be read ({error}); `fedqueue init` writes this file") from error
+    return load(settings_type, text, path=config.absolute())
+
+
+def process_name(*words: str) -> str:
+    """What the management UI shows for this process's connection."""
+    return "/".join((*words, socket.gethostname(), str(os.getpid())))
+
+
+def stop_on_signals() -> threading.Event:
+    """Set by SIGTERM and by Ctrl-C."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    return stopping
