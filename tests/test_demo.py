@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from broker_config.logins import load
-from broker_config.node import start_node
+from broker_config.node import SYSTEM, Installation, start_node
 from broker_config.processes import processes_of
 from tests.conftest import eventually
 
@@ -51,7 +51,14 @@ def settled(lines: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, installation: object) -> Path:
+def system_rabbitmq(installation: Installation) -> None:
+    """The demonstration starts the system's RabbitMQ, whichever one is under test."""
+    if installation != SYSTEM:
+        pytest.skip("these demonstrations start the system's RabbitMQ, not the unpacked one under test")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, system_rabbitmq: None) -> Path:
     """The folder of a small demonstration that ran to its end."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     done = subprocess.run(command(folder, *SMALL, "--quiet"), capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
@@ -109,7 +116,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_anything_starts(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_ctrl_c_ends_everything_in_order(tmp_path: Path, installation: object) -> None:
+def test_ctrl_c_ends_everything_in_order(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
     with running(folder, *SMALL) as demo:
         assert eventually(lambda: has_committed(folder), DEMO_SECONDS)
@@ -122,7 +129,7 @@ def test_ctrl_c_ends_everything_in_order(tmp_path: Path, installation: object) -
     assert not (folder / "broker").exists()
 
 
-def test_a_demo_killed_with_9_takes_its_workers_and_its_broker_with_it(tmp_path: Path, installation: object) -> None:
+def test_a_demo_killed_with_9_takes_its_workers_and_its_broker_with_it(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
     with running(folder, *SMALL) as demo:
         assert eventually(lambda: has_committed(folder), DEMO_SECONDS)
@@ -134,7 +141,7 @@ def test_a_demo_killed_with_9_takes_its_workers_and_its_broker_with_it(tmp_path:
 
 
 @pytest.mark.long
-def test_two_demos_at_once_do_not_meet(tmp_path: Path, installation: object) -> None:
+def test_two_demos_at_once_do_not_meet(tmp_path: Path, system_rabbitmq: None) -> None:
     with running(tmp_path / "one", *SMALL, "--seed", "1") as one, running(tmp_path / "two", *SMALL, "--seed", "2") as two:
         assert one.wait(DEMO_SECONDS) == 0
         assert two.wait(DEMO_SECONDS) == 0
@@ -145,8 +152,10 @@ def test_two_demos_at_once_do_not_meet(tmp_path: Path, installation: object) -> 
 
 
 @pytest.mark.long
-def test_a_demo_on_an_existing_broker_leaves_nothing_on_it(tmp_path: Path, installation: object) -> None:
-    cluster = start_node(tmp_path / "existing")
+def test_a_demo_on_an_existing_broker_leaves_nothing_on_it(
+    tmp_path: Path, installation: Installation, node_folder: Callable[[], Path]
+) -> None:
+    cluster = start_node(node_folder(), installation=installation)
     try:
         node = cluster.nodes[0]
         address = {
@@ -164,7 +173,7 @@ def test_a_demo_on_an_existing_broker_leaves_nothing_on_it(tmp_path: Path, insta
 
 
 @pytest.mark.long
-def test_six_banks_at_epsilon_3_beat_every_bank_alone(tmp_path: Path, installation: object) -> None:
+def test_six_banks_at_epsilon_3_beat_every_bank_alone(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
     done = subprocess.run(command(folder, "--quiet"), capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
 
