@@ -55,6 +55,7 @@ def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> Te
         consumer_timeout_seconds=settings.durability.consumer_timeout_seconds,
         orphan_seconds=settings.durability.orphan_seconds,
         evaluate=_evaluation(settings),
+        on_admitted=settings.remember,
         on_report=lambda report: _keep_report(settings.state_folder / "reports.jsonl", report),
     )
 

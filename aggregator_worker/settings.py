@@ -36,11 +36,23 @@ class AggregatorSettings(WorkerSettings):
         return read_secret(self.run_secret_file).get_secret_value().encode()
 
     def members(self) -> list[str]:
-        """Ids of the institutions whose update queues exist."""
+        """Ids of the institutions whose update queues may exist: those of the members file, and those admitted since."""
         try:
-            return self.members_file.read_text().split()
+            named = self.members_file.read_text().split()
         except OSError as error:
             raise SettingsError(f"members_file {self.members_file}: {error.strerror}; `fedqueue init` writes it") from error
+        since = self._admitted_file.read_text().split() if self._admitted_file.exists() else []
+        return list(dict.fromkeys([*named, *since]))
+
+    def remember(self, institution: str) -> None:
+        """Keeps the name of an institution that was admitted: manifests hold pseudonyms only."""
+        if institution not in self.members():
+            with self._admitted_file.open("a") as file:
+                file.write(f"{institution}\n")
+
+    @property
+    def _admitted_file(self) -> Path:
+        return self.state_folder / "admitted.txt"
 
 
 def read_secret(path: Path) -> SecretStr:

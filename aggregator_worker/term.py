@@ -41,6 +41,10 @@ def _no_report(_report: Report) -> None:
     return
 
 
+def _nobody_admitted(_institution: str) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class TermSettings:
     """What a term needs besides its broker. `members` names the institutions whose queues exist; `clock` is monotonic."""
@@ -55,6 +59,7 @@ class TermSettings:
     after_step: Callable[[str], None] = _no_step
     evaluate: Callable[[Parameters], Metrics] = _no_metrics
     on_report: Callable[[Report], None] = _no_report
+    on_admitted: Callable[[str], None] = _nobody_admitted
     clock: Callable[[], float] = time.monotonic
 
 
@@ -130,7 +135,7 @@ class Term:
         self._broker.consume(OPERATIONS, prefetch=8)
         for name in settings.members():
             if federation.entry(self._pseudonym(name)) is not None:
-                self._follow(desk, name)
+                self._follow_if_there(desk, name)
         return desk
 
     def _pseudonym(self, institution: str) -> str:
@@ -160,8 +165,14 @@ class Term:
         if delivery.queue in self._owners:
             desk.take(delivery, self._owners[delivery.queue])
         elif delivery.queue == OPERATIONS:
-            operation = desk.take_operation(delivery)
-            self._orders += [operation] if operation is not None else []
+            self._note(desk.take_operation(delivery))
+
+    def _note(self, operation: Operation | None) -> None:
+        if operation is None:
+            return
+        if operation.kind == "admit":
+            self._settings.on_admitted(str(operation.arguments["institution"]))
+        self._orders.append(operation)
 
     def _heed(self, desk: Desk, operation: Operation) -> None:
         """Listens to an admitted institution's queue, and no more to a removed one's, once the manifest says so."""
@@ -169,16 +180,17 @@ class Term:
             return
         institution = str(operation.arguments["institution"])
         if operation.kind == "admit" and update_queue(institution) not in self._owners:
-            self._follow_newcomer(desk, institution)
+            self._follow_if_there(desk, institution)
         elif operation.kind == "remove" and self._owners.pop(update_queue(institution), "") != "":
             self._broker.cancel(update_queue(institution))
 
-    def _follow_newcomer(self, desk: Desk, institution: str) -> None:
+    def _follow_if_there(self, desk: Desk, institution: str) -> None:
+        """A queue that is missing, or may not be read, is its institution's trouble and nobody else's."""
         try:
             self._follow(desk, institution)
         except TopologyError as error:
             self._owners.pop(update_queue(institution))
-            log.error("the admitted institution has no queue", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
+            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
         record = committer.commit(desk.federation, desk.settled, desk.hints)

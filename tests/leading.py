@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aggregator_worker.cli import read_settings, term_settings
+from aggregator_worker.cli import term_settings
+from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect
+from broker_config.service import read_settings
 
 
 @contextmanager
 def leading(folder: Path) -> Iterator[None]:
     """While inside, an aggregator leads, and must not fail."""
-    settings, stopping, failures = read_settings(folder / "aggregator.toml"), threading.Event(), []
+    settings, stopping, failures = read_settings(AggregatorSettings, folder / "aggregator.toml"), threading.Event(), []
 
     def lead() -> None:
         try:

@@ -130,6 +130,14 @@ def test_an_institution_is_admitted_while_the_federation_runs(broker_server, tmp
     require_replay(watch, trained)
 
 
+def test_a_member_without_a_queue_does_not_keep_the_others_waiting(broker_server, tmp_path, stack):
+    watch = started(broker_server, tmp_path)
+    broker_server.remove_queue(update_queue("bank-b"))
+    stack.enter_context(Leader(broker_server, tmp_path / "aggregator"))
+    Hand(broker_server, "bank-a").send(watch.records[0], 1, 1, 2, 3)
+    assert watch.until(lambda: watch.outcomes("bank-a") == [(1, "aggregated")])
+
+
 def test_an_order_for_an_institution_without_a_queue_does_not_end_the_leader(broker_server, tmp_path, stack):
     watch = started(broker_server, tmp_path)
     stack.enter_context(Leader(broker_server, tmp_path / "aggregator"))
