@@ -14,7 +14,7 @@ from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
-from broker_config.streams import LineageReader
+from broker_config.streams import newest
 from shared.errors import SettingsError
 from shared.logs import configure
 from shared.messages import Metrics, Report
@@ -86,9 +86,7 @@ def check_broker(settings: AggregatorSettings) -> str:
     """Logs in, reads the lineage, says what was found. Raises what a start would raise."""
     broker = connect(settings.broker, name=process_name("fedqueue-aggregator", "check"))
     try:
-        reader = LineageReader(broker)
-        reader.catch_up()
-        head, lineage = reader.current()
+        head, lineage = newest(broker)
     finally:
         broker.close()
     members = sum(not entry.removed for entry in (lineage.table or {}).values())

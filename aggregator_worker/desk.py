@@ -114,9 +114,12 @@ class Desk:
             if waiting and now - min(early.since for early in waiting.values()) > patience:
                 self._give_up_gap(institution, min(waiting))
 
-    def _drop_surplus(self) -> None:
-        for delivery in self.intake.surplus:
+    def _acknowledge(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
             self.broker.ack(delivery)
+
+    def _drop_surplus(self) -> None:
+        self._acknowledge(self.intake.surplus)
         self.intake.surplus.clear()
 
     def _take_upload(self, institution: str, upload: Upload) -> None:
@@ -149,8 +152,7 @@ class Desk:
                 self._settle_followers(institution)
 
     def _drop_repeat(self, institution: str, upload: Upload, update: Update) -> None:
-        for delivery in upload.deliveries:
-            self.broker.ack(delivery)
+        self._acknowledge(upload.deliveries)
         self.federation.count_duplicate(self.pseudonym_of(institution))
         self._note_pending()
         log.info("delivery", kind="update", institution=institution, sequence=update.sequence, outcome="duplicate")
@@ -161,8 +163,7 @@ class Desk:
             raise IncompatibleUpdateError(f"number {update.sequence} is more than {MAX_AHEAD} ahead of {entry.watermark}")
         waiting = self._early.setdefault(institution, {})
         if update.sequence in waiting:
-            for delivery in waiting[update.sequence].upload.deliveries:
-                self.broker.ack(delivery)
+            self._acknowledge(waiting[update.sequence].upload.deliveries)
         waiting[update.sequence] = _Early(update, delta, upload, self.clock())
 
     def _waiting(self, institution: str) -> dict[int, _Early]:
@@ -239,8 +240,7 @@ class Desk:
         if is_news:
             self._reported[institution] = report.version
             self.on_report(report)
-        for delivery in upload.deliveries:
-            self.broker.ack(delivery)
+        self._acknowledge(upload.deliveries)
         log.info("delivery", kind="report", institution=institution, version=report.version, kept=is_news)
 
     def _keep(self, *deliveries: Delivery) -> None:

@@ -13,7 +13,7 @@ from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
-from broker_config.streams import BlobWriter, fetch_blob
+from broker_config.streams import BlobWriter, fetch_model
 from broker_config.topology import MODEL, OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Broker, Delivery
@@ -101,11 +101,7 @@ class Term:
         saved = checkpoint.load(self._settings.state_folder)
         use = checkpoint.decide(lineage, saved)
         log.info("restoring", use=use, version=head.manifest.version)
-        if saved is None or use == "fetch":
-            blob = fetch_blob(self._broker, head.model_at, head.manifest.model)
-            model: Parameters = messages.decode_model(blob, max_bytes=head.manifest.model.size)
-        else:
-            model = saved.parameters
+        model = fetch_model(self._broker, head) if saved is None or use == "fetch" else saved.parameters
         if saved is not None and use == "publish":
             committer.announce(self._successor(committer, saved, head))
         else:
@@ -135,17 +131,22 @@ class Term:
         self._broker.consume(OPERATIONS, prefetch=8)
         for name in settings.members():
             if federation.entry(self._pseudonym(name)) is not None:
-                self._follow_if_there(desk, name)
+                self._follow(desk, name)
         return desk
 
     def _pseudonym(self, institution: str) -> str:
         return messages.pseudonym(self._settings.run_secret, institution)
 
     def _follow(self, desk: Desk, institution: str) -> None:
+        """Listens to an update queue; one that is missing, or may not be read, is its institution's trouble and nobody else's."""
         limits = desk.federation.plan.limits
         prefetch = -(-limits.update_bytes // limits.chunk_bytes) + PREFETCH_BEYOND_LARGEST
-        self._owners[update_queue(institution)] = institution
-        self._broker.consume(update_queue(institution), prefetch=prefetch)
+        try:
+            self._broker.consume(update_queue(institution), prefetch=prefetch)
+        except TopologyError as error:
+            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
+        else:
+            self._owners[update_queue(institution)] = institution
 
     def _step(self, desk: Desk, committer: Committer) -> None:
         """Folds what has arrived, as one group while it lasts, and commits when it is due."""
@@ -180,17 +181,9 @@ class Term:
             return
         institution = str(operation.arguments["institution"])
         if operation.kind == "admit" and update_queue(institution) not in self._owners:
-            self._follow_if_there(desk, institution)
+            self._follow(desk, institution)
         elif operation.kind == "remove" and self._owners.pop(update_queue(institution), "") != "":
             self._broker.cancel(update_queue(institution))
-
-    def _follow_if_there(self, desk: Desk, institution: str) -> None:
-        """A queue that is missing, or may not be read, is its institution's trouble and nobody else's."""
-        try:
-            self._follow(desk, institution)
-        except TopologyError as error:
-            self._owners.pop(update_queue(institution))
-            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
         record = committer.commit(desk.federation, desk.settled, desk.hints)

@@ -170,7 +170,7 @@ def start_cluster(
     members = _prepare(folder, nodes, installation)
     cluster = PrivateCluster(folder, members, [])
     try:
-        cluster.companions.append(_start_watcher(folder, remove_with_parent))
+        cluster.companions.append(start_watcher(folder, remove=remove_with_parent))
         cluster.companions.append(_start_epmd(folder, members[0]))
         for member in members:
             member.launch()
@@ -247,7 +247,8 @@ def _start_epmd(folder: Path, node: PrivateNode) -> subprocess.Popen[bytes]:
     return process
 
 
-def _start_watcher(folder: Path, remove: bool) -> subprocess.Popen[bytes]:
+def start_watcher(folder: Path, *, remove: bool) -> subprocess.Popen[bytes]:
+    """A process that ends everything marked with `folder` once this process is gone, also after a kill -9."""
     command = [sys.executable, "-m", "broker_config.watch", str(folder), str(os.getpid()), *(["--remove"] if remove else [])]
     return _spawn(command, dict(os.environ), folder, subprocess.DEVNULL)
 

@@ -11,6 +11,7 @@ from shared.broker import Broker, Delivery, Header, Message
 from shared.chunks import Assembly, head, split
 from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
 from shared.messages import Claim, Location, ManifestRecord
+from shared.parameters import Parameters
 from shared.plan import Plan
 
 FIRST_LOOK_BACK = 32
@@ -106,6 +107,19 @@ def fetch_blob(
             missing = chunk.chunks - chunk.chunk - 1
         if not found:
             raise BrokerUnavailableError(f"the blob {blob.hash[:12]} is not whole in {stream} from offset {location.offset}")
+
+
+def fetch_model(broker: Broker, head: ManifestRecord) -> Parameters:
+    """The parameters that a manifest names."""
+    blob = fetch_blob(broker, head.model_at, head.manifest.model)
+    return messages.decode_model(blob, max_bytes=head.manifest.model.size)
+
+
+def newest(broker: Broker) -> tuple[ManifestRecord, lineage.Lineage]:
+    """The lineage's head and what is known with it, for whoever only looks."""
+    reader = LineageReader(broker)
+    reader.catch_up()
+    return reader.current()
 
 
 class LineageReader:

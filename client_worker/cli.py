@@ -9,7 +9,7 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
-from broker_config.streams import LineageReader
+from broker_config.streams import newest
 from client_worker.ledger import Ledger
 from client_worker.local_data import open_data
 from client_worker.local_work import LocalData, LocalWork, Member
@@ -65,9 +65,7 @@ def check_broker(settings: ClientSettings, data: LocalData) -> str:
     """Logs in, reads the lineage and judges its plan; says what was found. Raises what a start would raise."""
     broker = connect(settings.broker, name=process_name("fedqueue-client", settings.institution, "check"))
     try:
-        reader = LineageReader(broker)
-        reader.catch_up()
-        head, lineage = reader.current()
+        head, lineage = newest(broker)
     finally:
         broker.close()
     require_membership(lineage, member(settings))

@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from broker_config.streams import LineageReader, fetch_blob
+from broker_config.streams import LineageReader, fetch_model
 from broker_config.topology import LINEAGE, control_queue, update_queue
 from client_worker.ledger import Sealed
 from client_worker.local_work import LocalWork, Member
@@ -238,7 +238,7 @@ class Session:
             self._spent_plan = manifest.plan_hash
             self._say("budget_spent", str(error))
             return
-        model = self._fetch(head)
+        model = fetch_model(self._broker, head)
         self._work.begin(head, model, plan, statement)
         self._report(head, model)
 
@@ -253,10 +253,6 @@ class Session:
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
         self._train_after = now + self._pause_seconds
         return False
-
-    def _fetch(self, head: ManifestRecord) -> Parameters:
-        blob = fetch_blob(self._broker, head.model_at, head.manifest.model)
-        return messages.decode_model(blob, max_bytes=head.manifest.model.size)
 
     def _report(self, head: ManifestRecord, model: Parameters) -> None:
         released = self._work.metrics(model, head.manifest.version)

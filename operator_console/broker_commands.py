@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +16,7 @@ from broker_config.node import PrivateNode, start_node
 from broker_config.provision import check as find_drifts
 from broker_config.provision import export as export_definitions
 from broker_config.provision import provision
+from broker_config.service import ending_on_sigterm
 from shared.errors import SettingsError
 
 broker_app = typer.Typer(help="The broker's queues, rights and limits.", no_args_is_help=True)
@@ -76,7 +75,7 @@ def up(
         logins = _logins_on(node, folder, institution or [])
         provision(logins, logins.institutions, free_bytes=node.free_bytes)
         _show(logins, login_file.save(logins, folder))
-        with _ending_on_sigterm():
+        with ending_on_sigterm():
             signal.pause()
     except KeyboardInterrupt:
         Console().print("stopping the broker")
@@ -112,15 +111,3 @@ def _show(logins: Logins, file: Path) -> None:
     table.add_row("all logins", str(file))
     table.add_row("institutions", ", ".join(logins.institutions) or "none yet")
     Console().print(table)
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    def end(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -16,6 +16,7 @@ from broker_config.definitions import OPERATOR, VIEWER
 from broker_config.logins import Logins, create, logins_from_environment
 from broker_config.node import start_node
 from broker_config.provision import remove_vhost
+from broker_config.service import ending_on_sigterm
 from operator_console.demo_data import DemoInstitution, prepare
 from operator_console.demo_results import Comparing, write_results
 from operator_console.demo_run import DemoRun
@@ -27,7 +28,7 @@ from operator_console.plan_options import PlanOptions, demo_ending
 from operator_console.sample_data import REPORTS_AT_MOST, count_rows
 from operator_console.summary import final_table, summarise
 from operator_console.view_state import Shown
-from operator_console.worker_processes import WorkerProcess, ending_on_sigterm, entry_point, watched_over
+from operator_console.worker_processes import WorkerProcess, entry_point, watched_over
 from shared.broker import Broker
 from shared.errors import SettingsError
 from shared.tasks.spec import TaskSpec, parse_task
@@ -85,9 +86,10 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         _found(place, banks, options, updates=updates, timetable=timetable)
         comparison = stack.enter_context(Comparing(folder, seed=options.seed, updates=updates))
         run = stack.enter_context(DemoRun(place.as_operator, folder, _workers(folder, banks), timetable))
-        watch(lambda: run.tick(_shown(folder, spec)), console=console)
+        shown = _shown(folder, spec)
+        watch(lambda: run.tick(shown), console=console)
         run.end()
-        _, model = newest_model(place.as_operator)
+        model = newest_model(place.as_operator)
         console.print("measuring the models and writing the report", highlight=False)
         outcome = comparison.outcome(spec, model)
         summary = summarise(spec, run.history, outcome, seed=options.seed, wall_seconds=time.monotonic() - started)

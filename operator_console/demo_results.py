@@ -1,22 +1,18 @@
 """What the demonstration is measured against, and what it leaves in the run folder."""
 
 import json
-import os
-import subprocess
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import safetensors.numpy
 
-from broker_config.processes import MARK
 from client_worker.data import load_dataset
 from operator_console.demo_run import DemoRun
 from operator_console.federation_folder import FederationFolder
 from operator_console.report import write_report
 from operator_console.summary import Comparison, Summary, write_summary
+from operator_console.worker_processes import WorkerProcess
 from shared.errors import FederationError
 from shared.parameters import Parameters
 from shared.tasks.features import Dataset
@@ -30,38 +26,24 @@ class ComparisonFailedError(FederationError):
     """The process that trains the models to compare with ended early; its log says why."""
 
 
-@dataclass(slots=True)
 class Comparing:
     """Trains each bank's own model, the pooled one, and the runs at other epsilons, in a process beside the federation.
 
     It runs at low priority: the federation is what the machine is for.
     """
 
-    folder: FederationFolder
-    seed: int
-    updates: int
-    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-
-    @property
-    def log_file(self) -> Path:
-        """Its log."""
-        return self.folder.log_file("comparison")
+    def __init__(self, folder: FederationFolder, *, seed: int, updates: int) -> None:
+        self.folder = folder
+        command = ["nice", "-n", "10", sys.executable, "-m", "simulator.comparison", "--folder", str(folder.path)]
+        command += ["--seed", str(seed), "--updates", str(updates)]
+        self._process = WorkerProcess("comparison", command, folder.log_file("comparison"), folder.path)
 
     def __enter__(self) -> Self:
-        command = ["nice", "-n", "10", sys.executable, "-m", "simulator.comparison", "--folder", str(self.folder.path)]
-        command += ["--seed", str(self.seed), "--updates", str(self.updates)]
-        environment = {**os.environ, MARK: str(self.folder.path), "OMP_NUM_THREADS": "1"}
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - every word of the command is ours
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        self._process.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
 
     def outcome(self, spec: TaskSpec, model: Parameters) -> Comparison:
         """Waits for the process, then measures the federation's last model beside the others."""
@@ -79,8 +61,8 @@ class Comparing:
         return load_dataset(spec, self.folder.path / "data" / institution / "test.csv", for_training=False)
 
     def _wait(self) -> dict[str, Any]:
-        if self._process is None or self._process.wait(COMPARISON_SECONDS) != 0:
-            raise ComparisonFailedError(f"the comparison models could not be trained; see {self.log_file}")
+        if self._process.wait(COMPARISON_SECONDS) != 0:
+            raise ComparisonFailedError(f"the comparison models could not be trained; see {self._process.log_file}")
         content: dict[str, Any] = json.loads((self.folder.path / "comparison.json").read_text())
         return content
 

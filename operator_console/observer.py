@@ -7,9 +7,8 @@ from collections.abc import Callable
 import structlog
 
 from broker_config.reconnect import persist
-from broker_config.streams import LineageReader, fetch_blob
+from broker_config.streams import LineageReader, fetch_model, newest
 from broker_config.topology import LINEAGE
-from shared import messages
 from shared.broker import Broker, Delivery
 from shared.errors import FederationError
 from shared.messages import ManifestRecord
@@ -64,14 +63,11 @@ class Observer:
             broker.close()
 
 
-def newest_model(connect: Callable[[], Broker]) -> tuple[ManifestRecord, Parameters]:
-    """The head of the lineage and its parameters."""
+def newest_model(connect: Callable[[], Broker]) -> Parameters:
+    """The parameters of the lineage's head."""
     broker = connect()
     try:
-        reader = LineageReader(broker)
-        reader.catch_up()
-        head, _ = reader.current()
-        blob = fetch_blob(broker, head.model_at, head.manifest.model)
-        return head, messages.decode_model(blob, max_bytes=head.manifest.model.size)
+        head, _ = newest(broker)
+        return fetch_model(broker, head)
     finally:
         broker.close()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker_config.node import start_watcher
 from broker_config.processes import MARK
 from shared.errors import FederationError
 
@@ -55,12 +56,12 @@ class WorkerProcess:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
-    def wait(self) -> int:
+    def wait(self, timeout_seconds: float = STOP_SECONDS) -> int:
         """Its exit code once it has ended; a worker that does not end in time is killed, which gives -9."""
         if self._process is None:
             return 0
         try:
-            code = self._process.wait(STOP_SECONDS)
+            code = self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -80,26 +81,9 @@ def entry_point(program: str) -> str:
 @contextmanager
 def watched_over(folder: Path) -> Iterator[None]:
     """While inside, a small process ends everything marked with `folder`, should this one be killed with -9."""
-    command = [sys.executable, "-m", "broker_config.watch", str(folder), str(os.getpid())]
-    watcher = subprocess.Popen(  # noqa: S603 - every word of the command is ours
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    watcher = start_watcher(folder, remove=False)
     try:
         yield
     finally:
         watcher.terminate()
         watcher.wait()
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """While inside, SIGTERM unwinds like Ctrl-C: workers and broker are stopped in order."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

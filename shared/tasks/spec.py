@@ -10,12 +10,12 @@ import tomllib
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import SettingsError
+from shared.plan import Frozen, Positive
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Kind = Literal["binary", "multiclass", "regression"]
 
@@ -61,12 +61,6 @@ def expand(columns: str | tuple[str, ...]) -> tuple[str, ...]:
 
 Columns = Annotated[str | tuple[str, ...], Field(min_length=1)]
 Category = Annotated[str, BeforeValidator(canonical)]
-
-
-class Frozen(BaseModel):
-    """Strict: an unknown key or another type is an error, never a guess."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Label(Frozen):
