@@ -251,7 +251,7 @@ def test_regression_and_a_torch_model_of_her_own_learn_as_well(task, metric, bro
     assert [each.code() for each in workers] == [0, 0, 0], [each.text for each in workers]
     require_each_counted_once(broker_folder, history)
 
-    _, model = newest_model(lambda: as_operator(broker_folder))
+    model = newest_model(lambda: as_operator(broker_folder))
     before, after = (figures(task, each, fruit(400, seed=3), her_module)[metric] for each in (None, model))
     assert after < 0.9 * before
 
