@@ -6,7 +6,7 @@ active consumer, offsets of a stream. It carries bytes, so what cannot be encode
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from broker_config.definitions import ADMIN, Permission, permissions
@@ -124,6 +124,7 @@ class MemoryBroker:
         self._server = server
         self._right = right
         self._arrived: deque[Delivery] = deque()
+        self._woken = False
 
     @property
     def user(self) -> str:
@@ -137,6 +138,17 @@ class MemoryBroker:
             if not self._right.may_write(entrance(exchange)):
                 raise TopologyError(f"publish to {exchange} as {self.user}: 403 ACCESS_REFUSED - write access refused")
             self._server.route(entrance(exchange), _as_on_the_wire(message), self.user)
+
+    def publish_all(self, exchange: str, messages: Iterable[Message]) -> None:
+        """See `shared.broker.Broker.publish_all`."""
+        for message in messages:
+            self.publish(exchange, message)
+
+    def wake(self) -> None:
+        """See `shared.broker.Broker.wake`."""
+        with self._server.changed:
+            self._woken = True
+            self._server.changed.notify_all()
 
     def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
         """See `shared.broker.Broker.consume`."""
@@ -158,6 +170,7 @@ class MemoryBroker:
         """See `shared.broker.Broker.receive`."""
         with self._server.changed:
             self._server.changed.wait_for(self._has_news, timeout_seconds)
+            self._woken = False
             self._demand_connection()
             self._demand_queues()
             return self._arrived.popleft() if self._arrived else None
@@ -218,7 +231,7 @@ class MemoryBroker:
             return None if stored is None else delivery_of(stream, stored, offset)
 
     def _has_news(self) -> bool:
-        return bool(self.lost or self._arrived or any(consumer.cancelled for consumer in self.consumers))
+        return bool(self.lost or self._arrived or self._woken or any(consumer.cancelled for consumer in self.consumers))
 
     def _demand_connection(self) -> None:
         if self.lost:

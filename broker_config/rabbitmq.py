@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,16 @@ class RabbitmqBroker:
                 properties=self._properties(message),
                 mandatory=True,
             )
+
+    def publish_all(self, exchange: str, messages: Iterable[Message]) -> None:
+        """See `shared.broker.Broker.publish_all`."""
+        for message in messages:
+            self.publish(exchange, message)
+
+    def wake(self) -> None:
+        """See `shared.broker.Broker.wake`."""
+        with suppress(*PIKA, *FOREIGN):
+            self._connection.add_callback_threadsafe(lambda: None)
 
     def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
         """See `shared.broker.Broker.consume`."""

@@ -1,10 +1,10 @@
 """The little that fedqueue asks of a message broker.
 
 Two implementations: `broker_config.rabbitmq` over pika, `broker_config.memory` in process. A broker object belongs to
-one thread. After a BrokerUnavailableError it is of no more use (PublishRefusedError excepted): close it, open another.
+one thread, `wake` excepted. After a BrokerUnavailableError it is of no more use (PublishRefusedError excepted): close it, open another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -56,6 +56,13 @@ class Broker(Protocol):
         bound to it, or no right to write), BrokerUnavailableError.
         """
 
+    def publish_all(self, exchange: str, messages: Iterable[Message]) -> None:
+        """Publishes in order, a few on their way at a time; returns once the broker has confirmed every one.
+
+        `messages` is drawn as there is room, so that a large content never stands in memory twice. Raises as `publish` does;
+        any of the messages may then have arrived.
+        """
+
     def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
         """Starts a standing subscription whose deliveries come out of `receive`. `start` is for streams, and required there."""
 
@@ -67,6 +74,9 @@ class Broker(Protocol):
 
         Raises BrokerUnavailableError when the connection is lost, TopologyError when a queue was deleted or refused.
         """
+
+    def wake(self) -> None:
+        """Lets a `receive` that waits return None at once. The one method that other threads may call; never raises."""
 
     def read(self, stream: str, start: StreamStart, *, count: int | None, idle_seconds: float) -> Iterator[Delivery]:
         """Reads a stream from `start` without a standing subscription: at most `count` messages, ending once none came for
