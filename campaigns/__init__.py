@@ -1,0 +1,1 @@
+"""Campaigns against a running federation: faults, and the links between its parts."""
