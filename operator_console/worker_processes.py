@@ -30,6 +30,13 @@ class WorkerProcess:
     marked: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
+    @property
+    def pid(self) -> int:
+        """The process's id. Raises WorkerEndedError where it does not run."""
+        if self._process is None:
+            raise WorkerEndedError(f"{self.name} does not run")
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it, in a session of its own: Ctrl-C reaches this process only, which then stops its workers in order."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""How fast and how large fedqueue is: real workers, a real private broker, one figure per line of JSON."""

@@ -1,0 +1,156 @@
+"""`python -m benchmarks.transport`: updates per second through the broker, from institutions whose training costs nothing."""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+
+from benchmarks.commits import commits, updates_per_second
+from benchmarks.federation import PATIENCE_SECONDS, Federation, founded, plan_for, started
+from benchmarks.readings import forget_peak, peak_resident_bytes, processor_seconds, resident_bytes
+from broker_config.connection import connect
+from broker_config.definitions import OPERATOR
+from broker_config.streams import LineageReader
+from shared.codec import Dtype
+from shared.errors import FederationError, SettingsError
+
+BROADCAST: dict[str, Dtype] = {"fp32": "float32", "bf16-down": "bfloat16"}
+WARM_UP_UPDATES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured; megabytes are those of the updates' float32 numbers, one direction."""
+
+    parameters: int
+    institutions: int
+    buffer_size: int
+    encoding: str
+    seconds: float
+    updates_per_second: float
+    megabytes_per_second: float
+    aggregator_start_rss_bytes: int
+    aggregator_peak_rss_bytes: int
+    aggregator_cpu_seconds_per_update: float
+    client_cpu_seconds_per_update: float
+    broker: str
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The time that counts, on the wall clock as the lineage has it, and the processor time that went by in it."""
+
+    since: float
+    until: float
+    aggregator_seconds: float
+    clients_seconds: float
+
+
+def measure(options: argparse.Namespace) -> Figures:
+    """Runs the federation and stops it again. Raises FederationError where the window held no two versions."""
+    plan = plan_for(options.parameters, options.buffer_size, broadcast=BROADCAST[options.encoding])
+    with founded(plan, options.parameters, options.institutions) as federation:
+        aggregator = federation.aggregator()
+        clients = [federation.client(name) for name in federation.institutions]
+        with started(aggregator):
+            federation.wait_until_leading(aggregator)
+            start_bytes = resident_bytes(aggregator.pid)
+            forget_peak(aggregator.pid)
+            with started(*clients):
+                wait_until_warm(federation)
+                window = watch(aggregator.pid, [each.pid for each in clients], options.seconds)
+                for each in (aggregator, *clients):
+                    each.demand_alive()
+            peak_bytes = peak_resident_bytes(aggregator.pid)
+        rate = counted(federation, window)
+    folded = rate * (window.until - window.since)
+    return Figures(
+        parameters=options.parameters,
+        institutions=options.institutions,
+        buffer_size=options.buffer_size,
+        encoding=options.encoding,
+        seconds=options.seconds,
+        updates_per_second=round(rate, 3),
+        megabytes_per_second=round(rate * 4 * options.parameters / 1e6, 2),
+        aggregator_start_rss_bytes=start_bytes,
+        aggregator_peak_rss_bytes=peak_bytes,
+        aggregator_cpu_seconds_per_update=round(window.aggregator_seconds / folded, 6),
+        client_cpu_seconds_per_update=round(window.clients_seconds / folded, 6),
+        broker=federation.broker_version,
+        cores=os.cpu_count() or 1,
+    )
+
+
+def wait_until_warm(federation: Federation) -> None:
+    """Returns once every institution has had some updates folded."""
+    broker = connect(federation.logins.settings(OPERATOR), name="benchmark/warm-up")
+    reader = LineageReader(broker)
+    reader.catch_up()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while min(each.counters.aggregated for each in (reader.lineage.table or {}).values()) < WARM_UP_UPDATES:
+        if time.monotonic() > deadline:
+            raise FederationError(f"an institution had no {WARM_UP_UPDATES} updates folded in {PATIENCE_SECONDS:g} s")
+        delivery = broker.receive(0.5)
+        if delivery is not None:
+            broker.ack(delivery)
+            reader.take(delivery)
+    broker.close()
+
+
+def watch(aggregator: int, clients: list[int], seconds: float) -> Window:
+    """Lets so many seconds go by."""
+    since, leader, members = time.time(), processor_seconds(aggregator), sum(map(processor_seconds, clients))
+    time.sleep(seconds)
+    until = time.time()
+    return Window(since, until, processor_seconds(aggregator) - leader, sum(map(processor_seconds, clients)) - members)
+
+
+def counted(federation: Federation, window: Window) -> float:
+    """Updates per second inside the window."""
+    broker = connect(federation.logins.settings(OPERATOR), name="benchmark/count")
+    rate = updates_per_second(commits(broker), window.since, window.until)
+    broker.close()
+    if rate is None:
+        raise FederationError(f"fewer than two versions were made in {window.until - window.since:.0f} s; give more --seconds")
+    return rate
+
+
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transport", description=__doc__)
+    parser.add_argument("--institutions", type=int, default=4)
+    parser.add_argument("--parameters", type=int, default=10_000)
+    parser.add_argument("--buffer-size", type=int, default=4, help="K: updates per version")
+    parser.add_argument("--encoding", default="fp32", help="fp32, or bf16-down: models in bfloat16, updates in float32")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    found = parser.parse_args(words)
+    if found.encoding not in BROADCAST:
+        raise SettingsError(f"--encoding {found.encoding} is not known here; choose one of {', '.join(BROADCAST)}")
+    if found.buffer_size > found.institutions:
+        raise SettingsError("--buffer-size over --institutions would wait for ever: one update per institution is under way")
+    return found
+
+
+def table(figures: Figures) -> str:
+    """For people."""
+    return "\n".join(
+        f"{name.replace('_', ' '):36}{value:>16,}" if isinstance(value, int | float) else f"{name:36}{value:>16}"
+        for name, value in asdict(figures).items()
+    )
+
+
+def main() -> None:
+    """`python -m benchmarks.transport`."""
+    try:
+        chosen = options()
+        figures = measure(chosen)
+    except FederationError as error:
+        raise SystemExit(str(error)) from error
+    print(json.dumps(asdict(figures)) if chosen.json else table(figures))
+
+
+if __name__ == "__main__":
+    main()
