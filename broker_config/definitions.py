@@ -62,7 +62,11 @@ def permissions(institutions: Iterable[str]) -> tuple[Permission, ...]:
             write=r"^fl\.(lineage\.in|model\.in|state\.in|dlx|ctl\.[A-Za-z0-9_-]+\.in)$",
             read=r"^fl\.(lead|lineage|model|state|ops|upd\.[A-Za-z0-9_-]+|jrn\.[A-Za-z0-9_-]+)$",
         ),
-        Permission(OPERATOR, write=r"^fl\.(ops|lead|lineage|model|state)\.in$", read=r"^fl\.(lineage|model|dlq)$"),
+        Permission(
+            OPERATOR,
+            write=r"^fl\.(ops|lead|lineage|model|state)\.in$",
+            read=r"^fl\.(lineage|model|state|dlq|jrn\.[A-Za-z0-9_-]+)$",
+        ),
         Permission(VIEWER, write=NOTHING, read=NOTHING),
         *(_institution_permission(institution) for institution in institutions),
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from broker_config.topology import journal_queue
+
 Entry = Mapping[str, Any]
 
 EXTRA = "not part of the topology"
@@ -33,6 +35,11 @@ def _ours(name: str) -> bool:
     return name.startswith("fl.")
 
 
+def _ours_but_for_journals(name: str) -> bool:
+    # the journal of a removed institution stays, for replays
+    return _ours(name) and not name.startswith(journal_queue(""))
+
+
 def _route(binding: Entry) -> str:
     return f"{binding['source']} -> {binding['destination_type']} {binding['destination']}"
 
@@ -41,7 +48,7 @@ _COMPARISONS = (
     _Comparison("permissions", lambda each: str(each["user"]), ("configure", "write", "read"), lambda _: True),
     _Comparison("policies", lambda each: str(each["name"]), ("pattern", "definition", "priority", "apply-to"), lambda _: True),
     _Comparison("exchanges", lambda each: str(each["name"]), ("type", "durable", "auto_delete", "internal"), _ours),
-    _Comparison("queues", lambda each: str(each["name"]), ("durable", "auto_delete", "arguments"), _ours),
+    _Comparison("queues", lambda each: str(each["name"]), ("durable", "auto_delete", "arguments"), _ours_but_for_journals),
     _Comparison("bindings", _route, (), lambda _: True),
 )
 

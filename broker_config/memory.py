@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from broker_config.definitions import ADMIN, Permission, permissions
 from broker_config.memory_queues import Consumer, MemoryQueue, MemoryStream, delivery_of, made
-from broker_config.topology import LEAD, TOKEN, Topology, control_queue, entrance, journal_queue, topology, update_queue
+from broker_config.topology import LEAD, TOKEN, Topology, control_queue, entrance, topology, update_queue
 from shared.broker import Delivery, Header, Message, StreamStart
 from shared.errors import BrokerUnavailableError, FederationError, MalformedMessageError, PublishRefusedError, TopologyError
 
@@ -47,7 +47,7 @@ class MemoryRabbit:
     def remove(self, institution: str) -> None:
         """Deletes an institution's login, connections and queues."""
         self.drop(institution)
-        for queue in (update_queue(institution), control_queue(institution), journal_queue(institution)):
+        for queue in (update_queue(institution), control_queue(institution)):
             self.remove_queue(queue)
         with self.changed:
             self._permissions.pop(institution, None)

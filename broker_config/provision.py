@@ -19,7 +19,6 @@ from broker_config.topology import (
     Topology,
     control_queue,
     entrance,
-    journal_queue,
     topology,
     update_queue,
 )
@@ -81,11 +80,14 @@ def export(logins: Logins, institutions: Iterable[str], limits: Limits | None = 
 
 
 def remove_institution(logins: Logins, institution: str) -> None:
-    """Revokes a login, closes its connections and deletes its queues with what they hold."""
+    """Revokes a login, closes its connections and deletes its queues with what they hold.
+
+    Its journal stays: its updates are still part of the model, and a replay needs them.
+    """
     with administration(logins) as management:
         management.delete_user(institution)
         management.close_connections(institution)
-        for queue in (update_queue(institution), control_queue(institution), journal_queue(institution)):
+        for queue in (update_queue(institution), control_queue(institution)):
             management.delete_queue(queue)
         for queue in (update_queue(institution), control_queue(institution)):
             management.delete_exchange(entrance(queue))
@@ -121,6 +123,12 @@ def demand_room(objects: Topology, free_bytes: Mapping[str, int]) -> None:
                 f"the limits allow {need:,} bytes of messages, and {place} has {free:,} bytes free: "
                 "lower the limits, or give the broker a larger disk"
             )
+
+
+def free_room(logins: Logins) -> int:
+    """Free bytes on the fullest node's disk, above the limit at which it stops its publishers."""
+    with administration(logins) as management:
+        return min(_room(management).values(), default=0)
 
 
 def _room(management: Management) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Options that several commands of `fedqueue` share, and what their values may be."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,9 @@ import typer
 
 from operator_console.broker_commands import DEFAULT_FOLDER
 
-__all__ = ["DEFAULT_FOLDER", "EpsilonText", "Folder", "epsilon_of", "positive"]
+__all__ = ["DEFAULT_FOLDER", "EpsilonText", "Folder", "bytes_of", "epsilon_of", "positive"]
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
+_UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))}
 
 Folder = Annotated[Path, typer.Option("--dir", help="Folder of the federation: broker.json, settings, secrets.")]
 EpsilonText = Annotated[
@@ -33,3 +36,13 @@ def positive(value: float | None) -> float | None:
     if value is not None and not 0 < value < float("inf"):
         raise typer.BadParameter(f"{value:g} is not a positive number")
     return value
+
+
+def bytes_of(text: str | None) -> int | None:
+    """The size that an option names, such as 512MiB; a bare number is bytes."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise typer.BadParameter(f"{text!r} is not a size such as 512MiB, 1GiB or 1073741824")
+    return int(match[1]) * _UNITS[(match[2] or "B").lower()]

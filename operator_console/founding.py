@@ -8,11 +8,10 @@ from aggregator_worker.genesis import found
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.logins import Logins
-from broker_config.provision import provision
-from broker_config.topology import Limits, checked_institution
+from broker_config.provision import free_room, provision
+from broker_config.topology import checked_institution
 from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
-from operator_console.plan_options import PlanOptions, plan_for
-from shared import parameters
+from operator_console.plan_options import PlanOptions, RoomOptions, broker_limits, plan_for, sizes_of, version_spacing_seconds
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
 from shared.tasks.models import initial_parameters
@@ -27,6 +26,7 @@ class Founding:
     task_source: str
     institutions: Sequence[InstitutionFacts]
     options: PlanOptions
+    room: RoomOptions = field(default_factory=RoomOptions)
     seed: int = 0
     held_out: str | None = None
     clients: Mapping[str, ClientOptions] = field(default_factory=dict)
@@ -39,8 +39,12 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     spec = parse_task(founding.task_text, source=founding.task_source)
     ids = [checked_institution(each.id) for each in founding.institutions]
     model = initial_parameters(spec, founding.seed)
-    plan = plan_for(spec, founding.options, parameters=parameters.count(model))
-    logins = broker.with_institutions(ids).model_copy(update={"limits": broker_limits(plan)})
+    sizes = sizes_of(model, founding.options)
+    free_bytes = founding.free_bytes if founding.free_bytes is not None else free_room(broker)
+    limits = broker_limits(sizes, founding.room, institutions=len(ids), free_bytes=free_bytes)
+    spacing = version_spacing_seconds(sizes, limits, founding.room)
+    plan = plan_for(spec, founding.options, update_bytes=sizes.update, spacing_seconds=spacing)
+    logins = broker.with_institutions(ids).model_copy(update={"limits": limits})
     facts = Facts(
         run_id=secrets.token_hex(8), task=spec.name, title=spec.title or spec.name, institutions=list(founding.institutions)
     )
@@ -57,9 +61,3 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     for each in founding.institutions:
         folder.write_client(each, plan, founding.clients.get(each.id, ClientOptions()))
     return plan
-
-
-def broker_limits(plan: Plan) -> Limits:
-    """Room on the broker for a plan: a few updates per institution, and at least ten models."""
-    model_bytes = max(64 * 2**20, 10 * plan.limits.update_bytes)
-    return Limits(update_bytes=plan.limits.update_bytes, model_stream_bytes=model_bytes, state_stream_bytes=model_bytes)

@@ -14,9 +14,10 @@ from broker_config.logins import Logins
 from broker_config.provision import administration
 from broker_config.streams import last_offset
 from broker_config.topology import LINEAGE
-from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, epsilon_of, positive
+from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, bytes_of, epsilon_of, positive
 from operator_console.federation_folder import FederationFolder, named
-from operator_console.plan_options import TARGET_DELTA, PlanOptions
+from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions
+from shared.codec import Dtype
 from shared.errors import SettingsError, TopologyError
 from shared.plan import Ending
 
@@ -32,10 +33,19 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     buffer_size: Annotated[int | None, typer.Option(min=1, help="K: a version is made of so many updates.")] = None,
     max_wait_seconds: Annotated[float, typer.Option(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
     server_learning_rate: Annotated[float | None, typer.Option(callback=positive, help="Step of the global model.")] = None,
+    server_momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Beta of the server's momentum.")] = 0.0,
+    broadcast: Annotated[Dtype, typer.Option(help="How models travel; bfloat16 takes half the bytes.")] = "float32",
     stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
     sample_data: Annotated[bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")] = False,
+    journal: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Keep every institution's last updates, for a replay.")
+    ] = None,
+    model_stream: Annotated[str | None, typer.Option(metavar="SIZE", help="For models on the broker; without it, ten.")] = None,
+    slowest_link: Annotated[
+        float | None, typer.Option(callback=positive, metavar="BYTES_PER_SECOND", help="Versions leave it time to download.")
+    ] = None,
 ) -> None:
     """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
     options = PlanOptions(
@@ -46,7 +56,10 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         server_learning_rate=server_learning_rate,
         max_wait_seconds=max_wait_seconds,
         ending=Ending(updates=stop_after_updates),
+        server_momentum=server_momentum,
+        broadcast=broadcast,
     )
+    room = RoomOptions(bytes_of(journal), bytes_of(model_stream), slowest_link)
     text, source = task_text(task)
     federation = FederationFolder(folder)
     federation.demand_empty()
@@ -58,7 +71,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
 
     clients = hand_out(task, institution, federation, seed=seed) if sample_data else {}
     rows = str(_existing(held_out)) if held_out else ("held_out.csv" if sample_data else None)
-    founding = Founding(text, source, named(_once(institution)), options, seed=seed, held_out=rows, clients=clients)
+    founding = Founding(text, source, named(_once(institution)), options, room, seed=seed, held_out=rows, clients=clients)
     found_federation(federation, broker, founding)
     _show(federation, institution, has_data=sample_data)
 

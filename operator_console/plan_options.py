@@ -1,14 +1,24 @@
 """From a task and a handful of choices to the plan that the federation agrees on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from broker_config.provision import needed_bytes
+from broker_config.topology import MIB
+from broker_config.topology import Limits as BrokerLimits
+from shared.codec import Dtype
+from shared.errors import SettingsError
+from shared.messages import SMALL_BYTES, encode_model
+from shared.parameters import Parameters
 from shared.plan import AggregationPlan, Ending, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule
 from shared.tasks.spec import TaskSpec
 from simulator.schedule import tenth, updates_in_all
 
 TARGET_DELTA = 1e-5
-BYTES_PER_PARAMETER = 4
-ENVELOPE_BYTES = 64 * 1024
+MODELS_KEPT = 10
+"""How many models the stream holds where there is room for them."""
+MODELS_NEEDED = 4
+"""The fewest: the newest, the one that a slow link is downloading, and one made before and after each."""
+STATES_KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +32,70 @@ class PlanOptions:
     server_learning_rate: float | None = None
     max_wait_seconds: float = 5.0
     ending: Ending | None = None
+    server_momentum: float = 0.0
+    broadcast: Dtype = "float32"
 
 
-def plan_for(spec: TaskSpec, options: PlanOptions, *, parameters: int) -> Plan:
-    """The plan for a task whose model has so many parameters."""
+@dataclass(frozen=True, slots=True)
+class RoomOptions:
+    """What an operator may choose of the broker's disk, in bytes; None means what the model needs, no journal, no slow link."""
+
+    journal_bytes: int | None = None
+    model_stream_bytes: int | None = None
+    slowest_link_bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What one message of each kind takes, in bytes. `state` is 0 where a successor needs no more than the model."""
+
+    update: int
+    model: int
+    state: int
+
+
+def sizes_of(model: Parameters, options: PlanOptions) -> Sizes:
+    """For a model and what is chosen. An update has the model's tensors in float32, and fields of its own."""
+    whole = encode_model("0" * 16, model).size
+    momentum = whole if options.server_momentum else 0
+    broadcast = encode_model("0" * 16, model, options.broadcast).size
+    return Sizes(whole + SMALL_BYTES, broadcast, momentum if options.broadcast == "float32" else whole + momentum)
+
+
+def broker_limits(sizes: Sizes, room: RoomOptions, *, institutions: int, free_bytes: int) -> BrokerLimits:
+    """Room on the broker: a few updates for each institution, and ten models, or as many as fit beside the rest.
+
+    Raises SettingsError where the wanted model stream holds too few models. What does not fit at all, `provision` refuses.
+    """
+    bare = BrokerLimits(
+        update_bytes=sizes.update,
+        model_stream_bytes=0,
+        state_stream_bytes=max(64 * MIB, STATES_KEPT * sizes.state),
+        dead_letter_bytes=max(256 * MIB, 2 * sizes.update),
+        journal_stream_bytes=room.journal_bytes,
+    )
+    # retention drops whole segments, so that up to one less than the limit is sure to be there
+    least = bare.segment_bytes + MODELS_NEEDED * sizes.model
+    if room.model_stream_bytes is not None and room.model_stream_bytes < least:
+        raise SettingsError(
+            f"--model-stream must be at least {least} bytes: {MODELS_NEEDED} models of {sizes.model} bytes, and one segment"
+        )
+    wanted = room.model_stream_bytes or min(
+        bare.segment_bytes + MODELS_KEPT * sizes.model, free_bytes - needed_bytes(bare, institutions)
+    )
+    return replace(bare, model_stream_bytes=max(least, wanted))
+
+
+def version_spacing_seconds(sizes: Sizes, limits: BrokerLimits, room: RoomOptions) -> float:
+    """How far apart versions must be, so that the slowest link finishes a download before the stream drops it."""
+    if room.slowest_link_bytes_per_second is None:
+        return 0.0
+    held = (limits.model_stream_bytes - limits.segment_bytes) // sizes.model
+    return sizes.model / room.slowest_link_bytes_per_second / (held - 2)
+
+
+def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing_seconds: float = 0.0) -> Plan:
+    """The plan for a task whose updates take so many bytes."""
     training, suggested = spec.training, spec.aggregation
     return Plan(
         task=spec.name,
@@ -35,6 +105,7 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, parameters: int) -> Plan:
             buffer_size=options.buffer_size or suggested.buffer_size,
             max_wait_seconds=options.max_wait_seconds,
             server_learning_rate=options.server_learning_rate or suggested.server_learning_rate,
+            server_momentum=options.server_momentum,
         ),
         local=LocalPlan(
             steps=training.steps,
@@ -49,7 +120,8 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, parameters: int) -> Plan:
             clipping_norm=training.clipping_norm,
         ),
         ending=options.ending or Ending(),
-        limits=Limits(update_bytes=max(2**20, 2 * BYTES_PER_PARAMETER * parameters + ENVELOPE_BYTES)),
+        limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds),
+        broadcast=options.broadcast,
     )
 
 

@@ -1,5 +1,7 @@
 """Bringing a real broker to the topology, and seeing where it is not."""
 
+from dataclasses import replace
+
 import pytest
 
 from broker_config.definitions import Permission
@@ -42,6 +44,14 @@ def test_limits_that_do_not_fit_on_the_disk_are_refused_with_the_numbers():
     demand_room(objects, {"node n1": 345 * MIB})
     with pytest.raises(TopologyError, match="361,758,720 bytes of messages, and node n1 has 361,758,719"):
         demand_room(objects, {"node n1": 345 * MIB - 1})
+
+
+def test_a_journal_for_each_institution_counts_towards_what_must_fit():
+    # as above, and for each of 3 institutions a journal of 100 MiB with a last segment of 64 MiB
+    journalled = replace(LIMITS, journal_stream_bytes=100 * MIB)
+    assert needed_bytes(journalled, 3) == (345 + 3 * 164) * MIB
+    with pytest.raises(TopologyError, match="lower the limits, or give the broker a larger disk"):
+        demand_room(topology(MEMBERS, journalled), {"node n1": 836 * MIB})
 
 
 def test_a_broker_that_is_not_there_is_said_with_its_address():
@@ -149,3 +159,19 @@ def test_removing_an_institution_leaves_nothing_of_it(applied, rabbitmq_server):
     logins = rabbitmq_server.logins.model_copy(update={"limits": LIMITS})
     remove_institution(logins, "bank-y")
     assert [str(drift) for drift in check(logins, MEMBERS)] == []
+
+
+@pytest.mark.rabbitmq
+def test_the_journal_of_a_removed_institution_stays_and_goes_on_when_it_is_admitted_again(applied, rabbitmq_server):
+    journalled = applied.model_copy(update={"limits": replace(LIMITS, journal_stream_bytes=MIB)})
+    logins = journalled.with_institutions(["bank-x"])
+    provision(logins, [*MEMBERS, "bank-x"])
+    rabbitmq_server.logins = logins
+    rabbitmq_server.connect("bank-x").publish("fl.upd.bank-x", Message(b"first", "update", "1"))
+    remove_institution(logins, "bank-x")
+    assert [str(drift) for drift in check(logins, MEMBERS)] == []
+    provision(logins, [*MEMBERS, "bank-x"])
+    rabbitmq_server.connect("bank-x").publish("fl.upd.bank-x", Message(b"second", "update", "2"))
+    journal = rabbitmq_server.connect("operator").read("fl.jrn.bank-x", "first", count=2, idle_seconds=5)
+    assert [delivery.message.body for delivery in journal] == [b"first", b"second"]
+    remove_institution(logins, "bank-x")

@@ -139,3 +139,16 @@ def test_the_exported_definitions_name_everything_once():
     assert [right["user"] for right in document["permissions"]] == ["aggregator", "a"]
     assert {"fl.upd.a", "fl.model.in"} < {exchange["name"] for exchange in document["exchanges"]}
     assert {each["vhost"] for kind in ("queues", "bindings", "policies", "exchanges") for each in document[kind]} == {"fl"}
+
+
+def test_the_operator_reads_what_a_replay_and_the_dead_letters_need_and_no_updates_on_their_way():
+    (right,) = [right for right in permissions(["a"]) if right.user == "operator"]
+    names = {queue.name for queue in topology(["a"], Limits(journal_stream_bytes=1)).queues}
+    assert {name for name in names if right.may_read(name)} == {LINEAGE, MODEL, STATE, DEAD_LETTERS, "fl.jrn.a"}
+    assert right.may_write("fl.ops.in")
+    assert not right.may_write("fl.upd.a")
+
+
+def test_no_institution_reads_a_journal_not_even_its_own():
+    (right,) = [right for right in permissions(["a"]) if right.user == "a"]
+    assert not right.may_read(journal_queue("a"))

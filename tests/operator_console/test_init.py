@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from broker_config.logins import load, save
-from broker_config.provision import check
+from broker_config.provision import administration, check
 from operator_console.command_options import epsilon_of, positive
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init, task_text
@@ -71,10 +71,26 @@ def test_a_founded_federation_is_on_the_broker_and_in_its_folder(broker_folder, 
 
 @pytest.mark.rabbitmq
 def test_the_broker_has_the_limits_that_its_logins_name(broker_folder, task_file):
-    init(task=str(task_file), institution=["north"], folder=broker_folder)
+    init(
+        task=str(task_file),
+        institution=["north"],
+        folder=broker_folder,
+        journal="80MiB",
+        model_stream="100MiB",
+        slowest_link=1000.0,
+        server_momentum=0.5,
+        broadcast="bfloat16",
+    )
     logins = load(broker_folder)
-    assert logins.limits.update_bytes == 2**20
+    assert (logins.limits.journal_stream_bytes, logins.limits.model_stream_bytes) == (80 << 20, 100 << 20)
     assert check(logins, logins.institutions) == []
+    with administration(logins) as management:
+        assert "fl.jrn.north" in [each["name"] for each in management.queues()]
+    with order_desk(FederationFolder(broker_folder)) as desk:
+        assert desk.plan.limits.update_bytes == logins.limits.update_bytes
+        assert desk.plan.aggregation.server_momentum == 0.5
+        assert desk.plan.broadcast == "bfloat16"
+        assert 0 < desk.plan.limits.version_spacing_seconds < 0.001
 
 
 @pytest.mark.rabbitmq
