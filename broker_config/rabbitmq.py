@@ -242,6 +242,7 @@ def _keep(subscription: _Subscription, _channel: Any, method: Any, properties: p
             redelivered=bool(method.redelivered),
             delivery_count=int(count) if isinstance(count, int) else 0,
             offset=int(offset) if isinstance(offset, int) else None,
+            published_at=properties.timestamp if isinstance(properties.timestamp, int) else None,
         )
     )
 

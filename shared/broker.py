@@ -27,7 +27,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """A message as it arrived. `user_id` was validated by the broker; `offset` is set for streams only."""
+    """A message as it arrived. `user_id` was validated by the broker; `offset` is set for streams only.
+
+    `published_at` is what its publisher's clock said, in seconds since 1970: for people, and nothing may depend on it.
+    """
 
     queue: str
     tag: int
@@ -36,6 +39,7 @@ class Delivery:
     redelivered: bool = False
     delivery_count: int = 0
     offset: int | None = None
+    published_at: int | None = None
 
     def receipt(self) -> "Delivery":
         """The same without its body: all that is needed to settle it later, whatever the number of those that wait."""
