@@ -163,6 +163,8 @@ class MemoryBroker:
         with self._server.changed:
             for consumer in [each for each in self.consumers if each.queue.name == queue]:
                 self.consumers.remove(consumer)
+                for void in [each for each in self._arrived if each.tag in consumer.unsettled]:
+                    self._arrived.remove(void)
                 consumer.queue.leave(consumer)
             self._server.changed.notify_all()
 

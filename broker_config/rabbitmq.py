@@ -86,6 +86,8 @@ class RabbitmqBroker:
         for subscription in [each for each in self._subscriptions if each.queue == queue]:
             self._subscriptions.remove(subscription)
             self._end(subscription)
+            for void in [each for each in self._arrived if each.tag in subscription.unsettled]:
+                self._arrived.remove(void)
 
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
