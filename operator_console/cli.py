@@ -9,6 +9,7 @@ from rich.console import Console
 
 from operator_console.broker_commands import broker_app
 from operator_console.command_options import EpsilonText, epsilon_of
+from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
@@ -21,6 +22,7 @@ from shared.outermost import run_program
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(broker_app, name="broker")
 app.add_typer(institution_app, name="institution")
+app.add_typer(dead_letter_app, name="dead-letters")
 
 
 @app.callback()

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,8 +10,8 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.streams import LineageReader
-from broker_config.topology import OPERATIONS
+from broker_config.streams import IDLE_SECONDS, LineageReader
+from broker_config.topology import LINEAGE, OPERATIONS
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
 from shared import codec, messages
@@ -61,16 +61,40 @@ class OrderDesk:
 
     def give(self, kind: Kind, *, timeout_seconds: float = ANSWER_SECONDS, **arguments: str | int) -> OperationOutcome:
         """Publishes one order and returns what a manifest says of it. Raises NoAnswerError after the timeout."""
-        run_id = self.head.manifest.run_id
-        order = Operation(run_id=run_id, operation_id=secrets.token_hex(16), kind=kind, arguments=dict(arguments))
-        headers: dict[str, Header] = {"schema": codec.SCHEMA_VERSION, "run": run_id, "id": order.operation_id, "order": kind}
-        self._broker.publish(OPERATIONS, Message(messages.encode("operation", order), "operation", order.operation_id, headers))
-        deadline = time.monotonic() + timeout_seconds
-        while order.operation_id not in self._outcomes:
-            self._wait(kind, deadline - time.monotonic(), timeout_seconds)
-        return self._outcomes[order.operation_id]
+        order = Operation(
+            run_id=self.head.manifest.run_id, operation_id=secrets.token_hex(16), kind=kind, arguments=dict(arguments)
+        )
+        return self.give_all([order], timeout_seconds=timeout_seconds)[0]
 
-    def _wait(self, kind: Kind, left_seconds: float, timeout_seconds: float) -> None:
+    def give_all(self, orders: Sequence[Operation], *, timeout_seconds: float = ANSWER_SECONDS) -> list[OperationOutcome]:
+        """Publishes orders one after the other, and returns what manifests say of each; one that was settled before is not
+        published again. Raises NoAnswerError after the timeout."""
+        if any(order.operation_id in self._reader.lineage.operation_ids for order in orders):
+            self._recall()
+        for order in orders:
+            if order.operation_id not in self._outcomes:
+                self._publish(order)
+        deadline = time.monotonic() + timeout_seconds
+        while any(order.operation_id not in self._outcomes for order in orders):
+            self._wait(orders[0].kind, deadline - time.monotonic(), timeout_seconds)
+        return [self._outcomes[order.operation_id] for order in orders]
+
+    def _publish(self, order: Operation) -> None:
+        headers: dict[str, Header] = {
+            "schema": codec.SCHEMA_VERSION,
+            "run": order.run_id,
+            "id": order.operation_id,
+            "order": order.kind,
+        }
+        self._broker.publish(OPERATIONS, Message(messages.encode("operation", order), "operation", order.operation_id, headers))
+
+    def _recall(self) -> None:
+        """Reads the whole lineage again, for what became of orders long ago."""
+        past = LineageReader(self._broker, on_record=self._note)
+        for delivery in self._broker.read(LINEAGE, "first", count=None, idle_seconds=IDLE_SECONDS):
+            past.take(delivery)
+
+    def _wait(self, kind: str, left_seconds: float, timeout_seconds: float) -> None:
         delivery = self._broker.receive(max(0.0, left_seconds))
         if delivery is not None:
             self._reader.take(delivery)
