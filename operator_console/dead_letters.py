@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
 from broker_config.definitions import AGGREGATOR
 from broker_config.topology import DEAD_LETTERS, institution_of
+from shared import messages
 from shared.broker import Broker, Delivery, Header
-from shared.chunks import HEADERS
 from shared.errors import FederationError
 from shared.messages import Operation
 
@@ -23,6 +25,10 @@ _HANDLE_DIGITS = 12
 
 class NoSuchLetterError(FederationError):
     """Give an id that `fedqueue dead-letters list` shows."""
+
+
+class UnusableLetterError(FederationError):
+    """Discard it: nothing can ever be made of this letter."""
 
 
 class IncompleteUploadError(FederationError):
@@ -170,18 +176,23 @@ class DeadLetters:
 
 
 def requeue_order(letter: Letter, run_id: str) -> Operation:
-    """The order to take one letter in again; the same letter always gives the same id, so that it is followed once."""
+    """The order to take one letter in again; the same letter always gives the same id, so that it is followed once.
+
+    Raises UnusableLetterError where no order could be made of what its author or the message's name are.
+    """
     message = letter.delivery.message
-    named = f"requeue {message.message_id} {message.headers.get('content', '')}"
-    arguments = {
-        "author": letter.author,
-        "kind": message.kind,
-        "message_id": message.message_id,
-        "headers": {name: value for name, value in message.headers.items() if name in HEADERS},
-        "body": message.body,
-    }
-    operation_id = hashlib.sha256(named.encode()).hexdigest()[:32]
-    return Operation(run_id=run_id, operation_id=operation_id, kind="requeue", arguments=arguments)
+    try:
+        original = messages.Letter(
+            author=letter.author,
+            kind=message.kind,
+            message_id=message.message_id,
+            headers={**letter.headers, "author": letter.author},
+            body=message.body,
+        )
+    except ValidationError as error:
+        place = error.errors(include_input=False, include_url=False)[0]["loc"][0]
+        raise UnusableLetterError(f"it cannot be taken in again: its {place} is not one that a message of ours has") from None
+    return Operation(run_id=run_id, operation_id=original.order_id, kind="requeue", arguments=original.model_dump())
 
 
 def _letter(delivery: Delivery) -> Letter:

@@ -10,8 +10,8 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.streams import IDLE_SECONDS, LineageReader
-from broker_config.topology import LINEAGE, OPERATIONS
+from broker_config.streams import LineageReader, records_of
+from broker_config.topology import OPERATIONS
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
 from shared import codec, messages
@@ -41,7 +41,7 @@ class OrderDesk:
         self._reader = LineageReader(broker, on_record=self._note)
         self._reader.catch_up()
 
-    def _note(self, record: ManifestRecord, _delivery: Delivery) -> None:
+    def _note(self, record: ManifestRecord, _delivery: Delivery | None = None) -> None:
         self._outcomes |= {outcome.operation_id: outcome for outcome in record.manifest.operations}
 
     @property
@@ -90,9 +90,8 @@ class OrderDesk:
 
     def _recall(self) -> None:
         """Reads the whole lineage again, for what became of orders long ago."""
-        past = LineageReader(self._broker, on_record=self._note)
-        for delivery in self._broker.read(LINEAGE, "first", count=None, idle_seconds=IDLE_SECONDS):
-            past.take(delivery)
+        for record in records_of(self._broker):
+            self._note(record)
 
     def _wait(self, kind: str, left_seconds: float, timeout_seconds: float) -> None:
         delivery = self._broker.receive(max(0.0, left_seconds))

@@ -7,11 +7,18 @@ import pytest
 
 from broker_config.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTERS, update_queue
 from operator_console.dead_letter_commands import age, lines, printable, requeue_upload, row
-from operator_console.dead_letters import DeadLetters, IncompleteUploadError, NoSuchLetterError, requeue_order, uploads
+from operator_console.dead_letters import (
+    DeadLetters,
+    IncompleteUploadError,
+    NoSuchLetterError,
+    UnusableLetterError,
+    requeue_order,
+    uploads,
+)
 from operator_console.operation_commands import OrderDesk, OrderRefusedError
 from shared.broker import Message
 from tests.builders import RUN, a_plan, an_update, array, as_messages
-from tests.running import Hand, Leader, begin
+from tests.running import Hand, Leader, Watch, begin
 
 
 def a_letter(mark, *, kind="update", **headers):
@@ -45,6 +52,13 @@ def in_chunks(delta=(1.0, 2.0, 3.0), *, of=3):
     """An upload of bank-a in so many chunks."""
     (whole,) = as_messages(an_update(), {"w": array(*delta)})
     return as_messages(an_update(), {"w": array(*delta)}, chunk_bytes=-(-len(whole.body) // of))
+
+
+def until_there(letters):
+    """The first dead upload, as soon as there is one."""
+    while not (found := uploads(letters.look())):
+        pass
+    return letters.find(found[0].handle)
 
 
 def test_looking_leaves_every_letter_at_its_place(broker_server, soon):
@@ -134,7 +148,8 @@ def test_show_decodes_nothing_and_ends_with_64_bytes(broker_server):
 
 def test_an_order_to_requeue_holds_the_original_and_has_the_same_id_each_time(broker_server):
     (chunk,) = in_chunks(of=1)
-    bury(broker_server, replace(chunk, headers=dict(chunk.headers) | {"author": "bank-a", "refused": "why", "queue": "q"}))
+    headers = dict(chunk.headers) | {"author": "bank-a", "refused": "why", "queue": "q"}
+    bury(broker_server, replace(chunk, headers=headers))
     handle = one(broker_server).handle
     letter = dead_letters(broker_server).find(handle).first
     order = requeue_order(letter, RUN)
@@ -144,9 +159,16 @@ def test_an_order_to_requeue_holds_the_original_and_has_the_same_id_each_time(br
         "author": "bank-a",
         "kind": "update",
         "message_id": "bank-a/1/1#0",
-        "headers": dict(chunk.headers),
+        "headers": headers,
         "body": chunk.body,
     }
+
+
+def test_nothing_is_ordered_of_a_letter_whose_author_nobody_knows(broker_server):
+    bury(broker_server, a_letter("a", author=""))
+    letters = dead_letters(broker_server)
+    with pytest.raises(UnusableLetterError, match="its author is not one that a message of ours has"):
+        requeue_order(letters.find(one(broker_server).handle).first, RUN)
 
 
 def test_a_refused_order_leaves_the_letter_and_says_the_aggregators_reason(broker_server, tmp_path):
@@ -155,11 +177,26 @@ def test_a_refused_order_leaves_the_letter_and_says_the_aggregators_reason(broke
     with Leader(broker_server, tmp_path):
         hand.publish(Message(b"no update of ours", "update", "bank-a/1/1#0"))
         letters = dead_letters(broker_server)
-        while not (found := uploads(letters.look())):
-            pass
-        with pytest.raises(OrderRefusedError, match=r"refused to take .* in again: .*; it stays here"):
-            requeue_upload(letters.find(found[0].handle), OrderDesk(broker_server.connect("operator")))
-        again = OrderDesk(broker_server.connect("operator"))
-        with pytest.raises(OrderRefusedError):
-            requeue_upload(letters.find(found[0].handle), again)
+        dead = until_there(letters)
+        for _ in range(2):
+            with pytest.raises(OrderRefusedError, match=r"refused to take \w+ in again: schema header"):
+                requeue_upload(dead, OrderDesk(broker_server.connect("operator")))
     assert len(reasons(broker_server)) == 1
+
+
+def test_a_letter_that_was_refused_for_a_moments_reason_is_folded_once_when_it_is_taken_in_again(broker_server, tmp_path):
+    begin(broker_server, a_plan())
+    hand, watch = Hand(broker_server, "bank-a"), Watch(broker_server.connect("operator"))
+    with Leader(broker_server, tmp_path):
+        for message in as_messages(an_update(base=watch.head), {"w": array(1, 2, 3)}, chunk_bytes=150):
+            bury(broker_server, replace(message, headers=dict(message.headers) | {"author": "bank-a", "refused": "why"}))
+        letters = dead_letters(broker_server)
+        dead = until_there(letters)
+        assert dead.chunks[1] > 1
+        for _ in range(2):
+            requeue_upload(dead, OrderDesk(broker_server.connect("operator")))
+        assert letters.discard(dead.each_chunk()) == dead.chunks[1]
+        hand.send(watch.head, 2, 1, 1, 1)
+        assert watch.until(lambda: len(watch.settled) == 2)
+    assert reasons(broker_server) == []
+    assert watch.outcomes("bank-a") == [(1, "aggregated"), (2, "aggregated")]
