@@ -13,6 +13,7 @@ from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
+from operator_console.lineage_commands import lineage_app
 from operator_console.operation_commands import pause, resume, stop
 from operator_console.status import status
 from shared.logs import configure
@@ -23,6 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 app.add_typer(broker_app, name="broker")
 app.add_typer(institution_app, name="institution")
 app.add_typer(dead_letter_app, name="dead-letters")
+app.add_typer(lineage_app, name="lineage")
 
 
 @app.callback()
