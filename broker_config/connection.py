@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pika
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from broker_config.link import Link
 from broker_config.pika_errors import translated
 from broker_config.rabbitmq import RabbitmqBroker
 from shared.errors import SettingsError
@@ -51,8 +52,15 @@ def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
     Raises SettingsError for an unusable url or password file, TopologyError where the login is refused,
     BrokerUnavailableError where no node answers.
     """
-    connection, places = _connected(settings, name)
-    return RabbitmqBroker(connection, user=settings.user, where=places)
+    nodes = _nodes(settings, name)
+    places = _places(nodes)
+
+    def connected() -> Link:
+        random.shuffle(nodes)
+        with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
+            return Link(nodes)
+
+    return RabbitmqBroker(connected, user=settings.user, where=places)
 
 
 def waiting_messages(settings: ConnectionSettings, queue: str) -> int:
@@ -66,20 +74,17 @@ def consumers(settings: ConnectionSettings, queue: str) -> int:
 
 
 def _looked_at(settings: ConnectionSettings, queue: str) -> Any:
-    connection, places = _connected(settings, "fedqueue broker")
-    try:
-        with translated(f"look at {queue} at {places} as {settings.user}"):
-            return connection.channel().queue_declare(queue, passive=True).method
-    finally:
-        RabbitmqBroker(connection, user=settings.user, where=places).close()
+    nodes = _nodes(settings, "fedqueue broker")
+    with translated(f"look at {queue} at {_places(nodes)} as {settings.user}"), pika.BlockingConnection(nodes) as connection:
+        return connection.channel().queue_declare(queue, passive=True).method
 
 
-def _connected(settings: ConnectionSettings, name: str) -> tuple[Any, str]:
-    nodes = [_parameters(url.strip(), settings, name) for url in settings.url.split(",")]
-    random.shuffle(nodes)
-    places = ", ".join(f"{node.host}:{node.port}" for node in nodes)
-    with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
-        return pika.BlockingConnection(nodes), places
+def _nodes(settings: ConnectionSettings, name: str) -> list[pika.ConnectionParameters]:
+    return [_parameters(url.strip(), settings, name) for url in settings.url.split(",")]
+
+
+def _places(nodes: list[pika.ConnectionParameters]) -> str:
+    return ", ".join(f"{node.host}:{node.port}" for node in nodes)
 
 
 def _parameters(url: str, settings: ConnectionSettings, name: str) -> pika.ConnectionParameters:

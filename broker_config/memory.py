@@ -11,9 +11,16 @@ from dataclasses import replace
 
 from broker_config.definitions import ADMIN, Permission, permissions
 from broker_config.memory_queues import Consumer, MemoryQueue, MemoryStream, delivery_of, made
-from broker_config.topology import LEAD, TOKEN, Topology, control_queue, entrance, topology, update_queue
+from broker_config.topology import LEAD, TOKEN, Topology, control_queue, entrance, institution_of, topology, update_queue
 from shared.broker import Delivery, Header, Message, StreamStart
-from shared.errors import BrokerUnavailableError, FederationError, MalformedMessageError, PublishRefusedError, TopologyError
+from shared.errors import (
+    BrokerUnavailableError,
+    FederationError,
+    MalformedMessageError,
+    PublishRefusedError,
+    QueueGoneError,
+    TopologyError,
+)
 
 
 class MemoryRabbit:
@@ -124,6 +131,7 @@ class MemoryBroker:
         self._server = server
         self._right = right
         self._arrived: deque[Delivery] = deque()
+        self._arrived_updates: deque[Delivery] = deque()
         self._woken = False
 
     @property
@@ -154,7 +162,8 @@ class MemoryBroker:
         """See `shared.broker.Broker.consume`."""
         with self._server.changed:
             self._demand_connection()
-            consumer = Consumer(self._server.queue(queue, self._right), prefetch, self._arrived)
+            arrived = self._arrived if institution_of(queue) is None else self._arrived_updates
+            consumer = Consumer(self._server.queue(queue, self._right), prefetch, arrived)
             self.consumers.append(consumer)
             consumer.queue.subscribe(consumer, start)
 
@@ -163,19 +172,20 @@ class MemoryBroker:
         with self._server.changed:
             for consumer in [each for each in self.consumers if each.queue.name == queue]:
                 self.consumers.remove(consumer)
-                for void in [each for each in self._arrived if each.tag in consumer.unsettled]:
-                    self._arrived.remove(void)
+                for void in [each for each in consumer.arrived if each.tag in consumer.unsettled]:
+                    consumer.arrived.remove(void)
                 consumer.queue.leave(consumer)
             self._server.changed.notify_all()
 
-    def receive(self, timeout_seconds: float) -> Delivery | None:
+    def receive(self, timeout_seconds: float, *, updates: bool = True) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
         with self._server.changed:
-            self._server.changed.wait_for(self._has_news, timeout_seconds)
-            self._woken = False
+            self._server.changed.wait_for(lambda: self._has_news(updates=updates), timeout_seconds)
             self._demand_connection()
             self._demand_queues()
-            return self._arrived.popleft() if self._arrived else None
+            delivery = self._next(updates=updates)
+            self._woken = self._woken and delivery is not None
+            return delivery
 
     def read(self, stream: str, start: StreamStart, *, count: int | None, idle_seconds: float) -> Iterator[Delivery]:
         """See `shared.broker.Broker.read`."""
@@ -232,8 +242,17 @@ class MemoryBroker:
             stored = queue.at(offset)
             return None if stored is None else delivery_of(stream, stored, offset)
 
-    def _has_news(self) -> bool:
-        return bool(self.lost or self._arrived or self._woken or any(consumer.cancelled for consumer in self.consumers))
+    def _next(self, *, updates: bool) -> Delivery | None:
+        for arrived in (self._arrived, self._arrived_updates if updates else ()):
+            if arrived:
+                return arrived.popleft()
+        return None
+
+    def _has_news(self, *, updates: bool) -> bool:
+        arrived = self._arrived or (updates and self._arrived_updates)
+        return bool(
+            self.lost or arrived or self._woken or any(consumer.cancelled and not consumer.told for consumer in self.consumers)
+        )
 
     def _demand_connection(self) -> None:
         if self.lost:
@@ -241,8 +260,9 @@ class MemoryBroker:
 
     def _demand_queues(self) -> None:
         for consumer in self.consumers:
-            if consumer.cancelled:
-                raise TopologyError(f"queue {consumer.queue.name} was deleted")
+            if consumer.cancelled and not consumer.told:
+                consumer.told = True
+                raise QueueGoneError(consumer.queue.name, f"queue {consumer.queue.name} was deleted")
 
     def _consumer_of(self, delivery: Delivery) -> Consumer:
         self._demand_connection()

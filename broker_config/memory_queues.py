@@ -32,6 +32,7 @@ class Consumer:
     cursor: int = 0
     unsettled: dict[int, Stored] = field(default_factory=dict)
     cancelled: bool = False
+    told: bool = False
 
     def take(self, stored: Stored, offset: int | None) -> None:
         """Hands a message to the connection that subscribed."""

@@ -1,29 +1,27 @@
-"""The Broker of `shared.broker` over one pika BlockingConnection."""
+"""The Broker of `shared.broker` over pika."""
 
 import itertools
+import select
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pika
 
-from broker_config.header_tables import tolerate_hostile_tables
-from broker_config.pika_errors import FOREIGN, PIKA, translated
-from broker_config.topology import entrance
+from broker_config.link import Link
+from broker_config.pika_errors import translated
+from broker_config.publisher import Publisher
+from broker_config.topology import institution_of
 from shared.broker import Delivery, Header, Message, StreamStart
-from shared.errors import BrokerUnavailableError, FederationError, PublishRefusedError
+from shared.errors import BrokerUnavailableError, FederationError, PublishRefusedError, QueueGoneError, TopologyError
 
-_APPLICATION = "fedqueue"
-_CONTENT_TYPE = "application/msgpack"
-_PERSISTENT = 2
 _OFFSET = "x-stream-offset"
 _DELIVERY_COUNT = "x-delivery-count"
 _READ_PREFETCH = 16
-
-tolerate_hostile_tables()
+_MOST_WAIT_SECONDS = 1.0
 
 # Never reused within the process, so that a delivery of a lost connection can acknowledge nothing on the next one.
 _tags = itertools.count(1)
@@ -33,22 +31,44 @@ _tags = itertools.count(1)
 class _Subscription:
     queue: str
     start: StreamStart | None
+    link: Link
     channel: Any
     arrived: deque[Delivery]
-    unsettled: dict[int, int] = field(default_factory=dict)  # our tag -> the channel's tag
-    cancelled: bool = False
+    unsettled: "dict[int, tuple[_Subscription, int]]"  # by our tag: whose it is, and the channel's tag
+    ended: bool = False
+
+    def keep(self, _channel: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        """Takes a message as it comes off the wire."""
+        if self.ended:
+            return
+        tag = next(_tags)
+        self.unsettled[tag] = (self, method.delivery_tag)
+        self.arrived.append(_delivery(self.queue, tag, method.redelivered, properties, body))
 
 
 class RabbitmqBroker:
-    """One authenticated connection; a channel to publish on, and one for each subscription."""
+    """One login: a connection, and a second one for update queues once there are any.
 
-    def __init__(self, connection: Any, *, user: str, where: str) -> None:
-        self._connection = connection
+    Updates of hundreds of institutions wait for the leader, more than its memory holds. They have a connection of their own,
+    which is read only when nothing read before is left; a confirm or a manifest never stands behind them.
+    """
+
+    def __init__(self, connected: Callable[[], Link], *, user: str, where: str) -> None:
+        self._connected = connected
         self._user = user
         self._where = where
-        self._publishing: Any = None
+        self._link = connected()
+        self._updates: Link | None = None
+        self._updates_turned = 0.0
+        self._waiting = select.poll()
+        self._waiting.register(self._link, select.POLLIN)
+        self._publisher: Publisher | None = None
         self._arrived: deque[Delivery] = deque()
-        self._subscriptions: list[_Subscription] = []
+        self._arrived_updates: deque[Delivery] = deque()
+        self._unsettled: dict[int, tuple[_Subscription, int]] = {}
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._ended: list[tuple[_Subscription, BaseException | None]] = []
+        self._woken = False
         self._lost: FederationError | None = None
 
     @property
@@ -58,48 +78,44 @@ class RabbitmqBroker:
 
     def publish(self, exchange: str, message: Message) -> None:
         """See `shared.broker.Broker.publish`; `exchange` is the name of the queue that is meant."""
-        with self._seam(f"publish {message.kind} to {exchange} as {self._user}"):
-            self._publish_channel().basic_publish(
-                exchange=entrance(exchange),
-                routing_key="",
-                body=message.body,
-                properties=self._properties(message),
-                mandatory=True,
-            )
+        self._publish(exchange, (message,), message.kind)
 
     def publish_all(self, exchange: str, messages: Iterable[Message]) -> None:
         """See `shared.broker.Broker.publish_all`."""
-        for message in messages:
-            self.publish(exchange, message)
+        self._publish(exchange, messages, "messages")
 
     def wake(self) -> None:
         """See `shared.broker.Broker.wake`."""
-        with suppress(*PIKA, *FOREIGN):
-            self._connection.add_callback_threadsafe(lambda: None)
+        if not self._woken:
+            self._woken = True
+            self._link.interrupt()
 
     def consume(self, queue: str, *, prefetch: int, start: StreamStart | None = None) -> None:
         """See `shared.broker.Broker.consume`."""
-        self._subscriptions.append(self._subscribe(queue, prefetch, start, self._arrived))
+        arrived = self._arrived if institution_of(queue) is None else self._arrived_updates
+        self._subscriptions[queue] = self._subscribe(queue, prefetch, start, arrived)
 
     def cancel(self, queue: str) -> None:
         """See `shared.broker.Broker.cancel`."""
-        for subscription in [each for each in self._subscriptions if each.queue == queue]:
-            self._subscriptions.remove(subscription)
+        subscription = self._subscriptions.pop(queue, None)
+        if subscription is not None:
             self._end(subscription)
-            for void in [each for each in self._arrived if each.tag in subscription.unsettled]:
-                self._arrived.remove(void)
+            self._forget(subscription)
 
-    def receive(self, timeout_seconds: float) -> Delivery | None:
+    def receive(self, timeout_seconds: float, *, updates: bool = True) -> Delivery | None:
         """See `shared.broker.Broker.receive`."""
         deadline = time.monotonic() + timeout_seconds
         remaining = 0.0
         # Only when nothing is left: what is not read yet waits in the broker's memory, not in ours.
-        while not self._arrived:
-            self._pump(max(0.0, remaining))
+        while not (self._arrived or (updates and self._arrived_updates)):
+            self._turn(remaining, updates=updates)
             remaining = deadline - time.monotonic()
-            if remaining <= 0 and not self._arrived:
-                return None
-        return self._arrived.popleft()
+            if self._woken or remaining <= 0:
+                self._woken = False
+                break
+        if self._arrived:
+            return self._arrived.popleft()
+        return self._arrived_updates.popleft() if updates and self._arrived_updates else None
 
     def read(self, stream: str, start: StreamStart, *, count: int | None, idle_seconds: float) -> Iterator[Delivery]:
         """See `shared.broker.Broker.read`."""
@@ -112,14 +128,18 @@ class RabbitmqBroker:
                 if not self._wait_for(reader, idle_seconds):
                     return
                 delivery = reader.arrived.popleft()
-                self._settle(reader, delivery)
+                self.ack(delivery)
                 yield delivery
         finally:
             self._end(reader)
+            self._forget(reader)
 
     def ack(self, delivery: Delivery) -> None:
         """See `shared.broker.Broker.ack`."""
-        self._settle(self._subscription_of(delivery), delivery)
+        subscription, tag = self._settled(delivery)
+        if not subscription.ended:
+            with self._seam(f"acknowledge a delivery of {delivery.queue}"):
+                subscription.channel.basic_ack(tag)
 
     def reject(self, delivery: Delivery) -> None:
         """See `shared.broker.Broker.reject`."""
@@ -131,57 +151,81 @@ class RabbitmqBroker:
 
     def close(self) -> None:
         """See `shared.broker.Broker.close`."""
-        self._lost = self._lost or BrokerUnavailableError(f"the connection to {self._where} was closed here")
-        with suppress(*PIKA, *FOREIGN):
-            if self._connection.is_open:
-                self._connection.close()
+        if self._lost is None:
+            self._lost = BrokerUnavailableError(f"the connection to {self._where} was closed here")
+        for subscription in self._subscriptions.values():
+            subscription.ended = True
+        for link in (self._link, self._updates):
+            if link is not None:
+                link.close()
 
-    def _publish_channel(self) -> Any:
-        if self._publishing is None or not self._publishing.is_open:
-            self._publishing = self._connection.channel()
-            self._publishing.confirm_delivery()
-        return self._publishing
-
-    def _properties(self, message: Message) -> pika.BasicProperties:
-        return pika.BasicProperties(
-            content_type=_CONTENT_TYPE,
-            headers=dict(message.headers),
-            delivery_mode=_PERSISTENT,
-            message_id=message.message_id,
-            timestamp=int(time.time()),
-            type=message.kind,
-            user_id=self._user,
-            app_id=_APPLICATION,
-        )
+    def _publish(self, exchange: str, messages: Iterable[Message], what: str) -> None:
+        with self._seam(f"publish {what} to {exchange} as {self._user}"):
+            if self._publisher is None or not self._publisher.is_open:
+                self._publisher = Publisher(self._link, self._user, self._keep_updates_alive)
+            self._publisher.publish(exchange, messages)
 
     def _subscribe(self, queue: str, prefetch: int, start: StreamStart | None, arrived: deque[Delivery]) -> _Subscription:
         arguments = {} if start is None else {_OFFSET: start}
         with self._seam(f"consume {queue} as {self._user}"):
-            channel = self._connection.channel()
-            subscription = _Subscription(queue, start, channel, arrived)
+            link = self._link_of(arrived)
+            channel = link.channel()
+            subscription = _Subscription(queue, start, link, channel, arrived, self._unsettled)
             _never_reject_by_itself(channel)
-            channel.add_on_cancel_callback(lambda _: setattr(subscription, "cancelled", True))
-            channel.basic_qos(prefetch_count=prefetch)
-            channel.basic_consume(queue, lambda *arrival: _keep(subscription, *arrival), arguments=arguments)
+            answers: list[Any] = []
+            channel.basic_qos(prefetch_count=prefetch, callback=answers.append)
+            link.until(lambda: answers, channel)
+            channel.basic_consume(queue, subscription.keep, arguments=arguments, callback=answers.append)
+            link.until(lambda: len(answers) == 2, channel)
+            channel.add_on_cancel_callback(lambda _: self._ended.append((subscription, None)))
+            channel.add_on_close_callback(lambda _, reason: self._ended.append((subscription, reason)))
         return subscription
 
-    def _pump(self, timeout_seconds: float) -> None:
-        with self._seam("wait for deliveries"):
-            self._connection.process_data_events(timeout_seconds)
-        for subscription in self._subscriptions:
-            self._demand_alive(subscription)
+    def _link_of(self, arrived: deque[Delivery]) -> Link:
+        if arrived is not self._arrived_updates:
+            return self._link
+        if self._updates is None:
+            self._updates = self._connected()
+            self._waiting.register(self._updates, select.POLLIN)
+        return self._updates
 
-    def _demand_alive(self, subscription: _Subscription) -> None:
-        """Raises where the broker ended a subscription; `process_data_events` says nothing of either way."""
+    def _turn(self, timeout_seconds: float, *, updates: bool) -> None:
+        with self._seam("wait for deliveries"):
+            if self._updates is None or not updates:
+                self._link.turn(timeout_seconds)
+                self._keep_updates_alive()
+            else:
+                self._waiting.poll(1000 * min(max(0.0, timeout_seconds), _MOST_WAIT_SECONDS))
+                self._link.turn()
+                self._updates.turn()
+                self._updates_turned = time.monotonic()
+        while self._ended:
+            self._demand_alive(*self._ended.pop())
+
+    def _keep_updates_alive(self) -> None:
+        """Heartbeats on the connection of the updates, and little else, while only the other one is wanted."""
+        if self._updates is not None and time.monotonic() - self._updates_turned > self._updates.heartbeat_seconds / 4:
+            self._updates.turn()
+            self._updates_turned = time.monotonic()
+
+    def _demand_alive(self, subscription: _Subscription, reason: BaseException | None) -> None:
+        """Raises where the broker ended a subscription: closed its channel for a reason, or cancelled its consumer."""
         queue = subscription.queue
-        if not subscription.channel.is_open:
-            with self._seam(f"consume {queue} as {self._user}"):
-                raise subscription.channel._closing_reason or BrokerUnavailableError(f"the channel of {queue} is closed")
-        if subscription.cancelled:
-            # Raises TopologyError where the queue is gone; a queue that only lost its node can be consumed again.
-            self._subscribe(queue, 1, subscription.start, deque())
-            with self._seam(f"consume {queue} as {self._user}"):
-                raise BrokerUnavailableError(f"the broker cancelled the consumer of {queue}")
+        if subscription.ended:
+            return
+        doing = f"consume {queue} as {self._user}"
+        if reason is not None:
+            with self._seam(doing):
+                raise reason
+        self._end(subscription)
+        self._subscriptions.pop(queue, None)
+        try:
+            # A queue that only lost its node can be consumed again.
+            self._end(self._subscribe(queue, 1, subscription.start, deque()))
+        except TopologyError as error:
+            raise QueueGoneError(queue, f"{doing}: the queue was deleted ({error})") from error
+        with self._seam(doing):
+            raise BrokerUnavailableError(f"the broker cancelled the consumer of {queue}")
 
     def _wait_for(self, reader: _Subscription, idle_seconds: float) -> bool:
         deadline = time.monotonic() + idle_seconds
@@ -189,32 +233,37 @@ class RabbitmqBroker:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            self._pump(remaining)
-            self._demand_alive(reader)
+            self._turn(remaining, updates=False)
         return True
 
-    def _end(self, reader: _Subscription) -> None:
-        if self._lost is None and reader.channel.is_open:
-            with self._seam(f"stop reading {reader.queue}"):
-                reader.channel.close()
+    def _end(self, subscription: _Subscription) -> None:
+        """Closes its channel, without waiting for the broker's answer."""
+        subscription.ended = True
+        if self._lost is None and subscription.channel.is_open:
+            with self._seam(f"stop reading {subscription.queue}"):
+                subscription.channel.close()
 
-    def _subscription_of(self, delivery: Delivery) -> _Subscription:
+    def _forget(self, subscription: _Subscription) -> None:
+        for tag in [tag for tag, (owner, _) in self._unsettled.items() if owner is subscription]:
+            del self._unsettled[tag]
+        for void in [each for each in subscription.arrived if each.tag not in self._unsettled]:
+            subscription.arrived.remove(void)
+
+    def _settled(self, delivery: Delivery) -> tuple[_Subscription, int]:
         if self._lost is not None:
             raise self._lost
-        for subscription in self._subscriptions:
-            if delivery.tag in subscription.unsettled:
-                return subscription
-        raise BrokerUnavailableError(f"a delivery of {delivery.queue} was settled before, or belongs to an earlier connection")
-
-    def _settle(self, subscription: _Subscription, delivery: Delivery) -> None:
-        with self._seam(f"acknowledge a delivery of {delivery.queue}"):
-            subscription.channel.basic_ack(subscription.unsettled.pop(delivery.tag))
+        try:
+            return self._unsettled.pop(delivery.tag)
+        except KeyError:
+            why = f"a delivery of {delivery.queue} was settled before, or belongs to an earlier connection"
+            raise BrokerUnavailableError(why) from None
 
     def _give_back(self, delivery: Delivery, *, requeue: bool) -> None:
-        subscription = self._subscription_of(delivery)
-        with self._seam(f"give back a delivery of {delivery.queue}"):
-            # basic_nack: RabbitMQ 4.3 counts basic_reject towards the delivery limit, and `_never_reject_by_itself` has it.
-            subscription.channel.basic_nack(subscription.unsettled.pop(delivery.tag), requeue=requeue)
+        subscription, tag = self._settled(delivery)
+        if not subscription.ended:
+            with self._seam(f"give back a delivery of {delivery.queue}"):
+                # basic_nack: RabbitMQ 4.3 counts basic_reject towards the delivery limit, and `_never_reject_by_itself` has it.
+                subscription.channel.basic_nack(tag, requeue=requeue)
 
     @contextmanager
     def _seam(self, doing: str) -> Iterator[None]:
@@ -230,22 +279,18 @@ class RabbitmqBroker:
             raise
 
 
-def _keep(subscription: _Subscription, _channel: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-    tag = next(_tags)
-    subscription.unsettled[tag] = method.delivery_tag
+def _delivery(queue: str, tag: int, redelivered: bool, properties: pika.BasicProperties, body: bytes) -> Delivery:
     headers = _scalars(properties.headers or {})
     offset, count = headers.pop(_OFFSET, None), headers.pop(_DELIVERY_COUNT, 0)
-    subscription.arrived.append(
-        Delivery(
-            queue=subscription.queue,
-            tag=tag,
-            message=Message(body, _text(properties.type), _text(properties.message_id), headers),
-            user_id=properties.user_id if isinstance(properties.user_id, str) else None,
-            redelivered=bool(method.redelivered),
-            delivery_count=int(count) if isinstance(count, int) else 0,
-            offset=int(offset) if isinstance(offset, int) else None,
-            published_at=properties.timestamp if isinstance(properties.timestamp, int) else None,
-        )
+    return Delivery(
+        queue=queue,
+        tag=tag,
+        message=Message(body, _text(properties.type), _text(properties.message_id), headers),
+        user_id=properties.user_id if isinstance(properties.user_id, str) else None,
+        redelivered=bool(redelivered),
+        delivery_count=int(count) if isinstance(count, int) else 0,
+        offset=int(offset) if isinstance(offset, int) else None,
+        published_at=properties.timestamp if isinstance(properties.timestamp, int) else None,
     )
 
 
@@ -261,4 +306,4 @@ def _text(property_value: object) -> str:
 def _never_reject_by_itself(channel: Any) -> None:
     # pika rejects what arrives while a consumer is cancelled. Before 3.13 a broker answers a reject on a stream by closing
     # the connection; on a queue it only adds to the delivery count. What is unsettled returns with the channel anyway.
-    channel._impl.basic_reject = lambda *_args, **_keywords: None
+    channel.basic_reject = lambda *_args, **_keywords: None

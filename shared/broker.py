@@ -1,7 +1,8 @@
 """The little that fedqueue asks of a message broker.
 
 Two implementations: `broker_config.rabbitmq` over pika, `broker_config.memory` in process. A broker object belongs to
-one thread, `wake` excepted. After a BrokerUnavailableError it is of no more use (PublishRefusedError excepted): close it, open another.
+one thread, `wake` excepted. After a BrokerUnavailableError it is of no more use (PublishRefusedError excepted): close it, and
+open another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,12 +72,13 @@ class Broker(Protocol):
         """Starts a standing subscription whose deliveries come out of `receive`. `start` is for streams, and required there."""
 
     def cancel(self, queue: str) -> None:
-        """Ends the standing subscription of a queue (not of a stream); its unsettled deliveries return to the queue."""
+        """Ends the standing subscription of a queue or stream; what it had not settled returns to the queue, and is void here."""
 
-    def receive(self, timeout_seconds: float) -> Delivery | None:
+    def receive(self, timeout_seconds: float, *, updates: bool = True) -> Delivery | None:
         """The next delivery of any standing subscription, or None after the timeout. Also keeps heartbeats going.
 
-        Raises BrokerUnavailableError when the connection is lost, TopologyError when a queue was deleted or refused.
+        Without `updates` the update queues stay unread: whoever waits for something else must not take them into memory.
+        Raises BrokerUnavailableError when the connection is lost, QueueGoneError once when a queue was deleted.
         """
 
     def wake(self) -> None:

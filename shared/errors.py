@@ -4,6 +4,7 @@ FederationError
 ├── SettingsError                  correct a file or a variable, start again        exit 2
 │   └── DataError                  correct the data file that the text names        exit 2
 ├── TopologyError                  a person must look: queue, right or password     exit 3
+│   └── QueueGoneError             one subscribed queue was deleted; the connection and its other queues go on
 ├── CheckpointError                look at the state folder, nothing was settled    exit 4
 ├── StorageError                   make room or mend rights on the named folder; the worker retries by itself
 ├── BrokerUnavailableError         reconnect with backoff
@@ -37,6 +38,14 @@ class TopologyError(FederationError):
     """The broker answered that a queue, a right or a login is not as it must be."""
 
     exit_code = 3
+
+
+class QueueGoneError(TopologyError):
+    """A queue that was consumed, `queue`, does not exist any more; the broker object can be used on without it."""
+
+    def __init__(self, queue: str, text: str) -> None:
+        super().__init__(text)
+        self.queue = queue
 
 
 class CheckpointError(FederationError):

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -16,7 +17,7 @@ from broker_config.topology import (
     update_queue,
 )
 from shared.broker import Broker, Delivery, Message
-from shared.errors import BrokerUnavailableError, MalformedMessageError, PublishRefusedError, TopologyError
+from shared.errors import BrokerUnavailableError, MalformedMessageError, PublishRefusedError, QueueGoneError, TopologyError
 
 UPDATES_A = update_queue("bank-a")
 
@@ -80,6 +81,50 @@ def test_a_waiting_receive_is_woken_by_another_connection(broker_server):
     publisher.start()
     assert received(aggregator).message.message_id == "u1"
     publisher.join()
+
+
+def test_a_waiting_receive_ends_when_another_thread_wakes_it(broker_server):
+    aggregator = broker_server.connect("aggregator")
+    aggregator.consume(UPDATES_A, prefetch=1)
+    waker = threading.Timer(0.1, aggregator.wake)
+    waker.start()
+    started = time.monotonic()
+    assert aggregator.receive(60) is None
+    assert time.monotonic() - started < 50
+    waker.join()
+    broker_server.connect("bank-a").publish(UPDATES_A, an_update(1))
+    assert received(aggregator).message.message_id == "u1"
+
+
+def test_a_wake_before_the_wait_is_not_forgotten_and_holds_for_one_wait(broker_server):
+    aggregator = broker_server.connect("aggregator")
+    aggregator.wake()
+    aggregator.wake()
+    started = time.monotonic()
+    assert aggregator.receive(60) is None
+    assert time.monotonic() - started < 50
+    started = time.monotonic()
+    assert aggregator.receive(0.3) is None
+    assert time.monotonic() - started >= 0.3
+
+
+def test_a_broker_that_is_closed_can_still_be_woken(broker_server):
+    aggregator = broker_server.connect("aggregator")
+    aggregator.close()
+    aggregator.wake()
+
+
+def test_whoever_waits_for_something_else_leaves_the_updates_where_they_are(broker_server):
+    aggregator, bank = broker_server.connect("aggregator"), broker_server.connect("bank-a")
+    aggregator.consume(UPDATES_A, prefetch=10)
+    aggregator.consume(MODEL, prefetch=10, start="first")
+    bank.publish(UPDATES_A, an_update(1))
+    assert aggregator.receive(0.2, updates=False) is None
+    aggregator.publish(MODEL, Message(b"", "model", "blob"))
+    first = aggregator.receive(10, updates=False)
+    assert first is not None
+    assert first.queue == MODEL
+    assert received(aggregator).message.message_id == "u1"
 
 
 def test_no_more_than_the_prefetch_is_delivered_before_an_acknowledgement(broker_server):
@@ -184,6 +229,65 @@ def is_taken(bank: Broker, queue: str) -> bool:
     return True
 
 
+def test_many_messages_are_published_in_order_and_all_there_when_it_returns(broker_server):
+    bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
+    bank.publish_all(UPDATES_A, (an_update(number) for number in range(1, 31)))
+    assert broker_server.depth(UPDATES_A) == 30
+    aggregator.consume(UPDATES_A, prefetch=30)
+    assert [received(aggregator).message.message_id for _ in range(30)] == [f"u{number}" for number in range(1, 31)]
+
+
+def test_publishing_nothing_is_no_error(broker_server):
+    broker_server.connect("bank-a").publish_all(UPDATES_A, [])
+    assert broker_server.depth(UPDATES_A) == 0
+
+
+def test_messages_are_drawn_only_as_there_is_room_for_them(broker_server):
+    bank, drawn = broker_server.connect("bank-a"), []
+
+    def drawing():
+        for number in range(1, 101):
+            drawn.append(number)
+            yield an_update(number, bytes(1 << 20))
+
+    with pytest.raises(PublishRefusedError):
+        bank.publish_all(UPDATES_A, drawing())
+    # The limit is 3 MiB; a window of four may be under way beyond what the queue took.
+    assert 4 <= len(drawn) <= 12
+
+
+def test_a_full_queue_refuses_one_of_many_and_the_same_connection_goes_on(broker_server, soon):
+    bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
+    with pytest.raises(PublishRefusedError):
+        bank.publish_all(UPDATES_A, [an_update(number, bytes(1 << 20)) for number in range(1, 13)])
+    aggregator.consume(UPDATES_A, prefetch=12)
+    while (delivery := aggregator.receive(0.5)) is not None:
+        aggregator.ack(delivery)
+    assert soon(lambda: is_taken(bank, UPDATES_A))
+
+
+def test_many_messages_that_no_queue_would_get_are_an_error(broker_server):
+    bank = broker_server.connect("bank-a")
+    broker_server.remove_queue(UPDATES_A)
+    with pytest.raises(TopologyError, match=r"fl\.upd\.bank-a"):
+        bank.publish_all(UPDATES_A, [an_update(number) for number in range(1, 10)])
+    with pytest.raises(TopologyError, match="as bank-a"):
+        bank.publish_all(update_queue("bank-b"), [an_update(number) for number in range(1, 10)])
+
+
+def test_publishing_many_over_a_lost_connection_says_so(broker_server):
+    bank = broker_server.connect("bank-a")
+
+    def drawing():
+        yield an_update(1)
+        broker_server.drop("bank-a")
+        for number in range(2, 100):
+            yield an_update(number)
+
+    with pytest.raises(BrokerUnavailableError):
+        bank.publish_all(UPDATES_A, drawing())
+
+
 def test_a_flood_fills_only_its_own_queue(broker_server):
     fill(broker_server.connect("bank-a"), UPDATES_A)
     broker_server.connect("bank-b").publish(update_queue("bank-b"), an_update(1))
@@ -196,6 +300,17 @@ def test_hints_beyond_a_hundred_drop_the_oldest(broker_server):
         aggregator.publish(control_queue("bank-a"), Message(b"", "control", f"h{number}"))
     bank.consume(control_queue("bank-a"), prefetch=1)
     assert received(bank).message.message_id == "h3"
+
+
+def test_what_a_cancelled_subscription_had_not_settled_goes_back_and_is_not_received_any_more(broker_server, soon):
+    bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
+    for number in (1, 2, 3):
+        bank.publish(UPDATES_A, an_update(number))
+    aggregator.consume(UPDATES_A, prefetch=3)
+    received(aggregator)
+    aggregator.cancel(UPDATES_A)
+    assert aggregator.receive(0.2) is None
+    assert soon(lambda: broker_server.depth(UPDATES_A) == 3)
 
 
 def test_the_token_has_one_holder_and_passes_to_the_next_when_that_one_is_lost(broker_server):
@@ -321,8 +436,25 @@ def test_a_queue_deleted_under_its_consumer_is_an_error(broker_server):
     aggregator.consume(UPDATES_A, prefetch=1)
     assert aggregator.receive(0.05) is None
     broker_server.remove_queue(UPDATES_A)
-    with pytest.raises(TopologyError, match=r"fl\.upd\.bank-a"):
+    with pytest.raises(QueueGoneError, match=r"fl\.upd\.bank-a") as caught:
         received(aggregator)
+    assert caught.value.queue == UPDATES_A
+
+
+def test_the_other_queues_go_on_when_one_is_deleted(broker_server):
+    aggregator = broker_server.connect("aggregator")
+    for name in ("bank-a", "bank-b"):
+        broker_server.connect(name).publish(update_queue(name), an_update(1))
+    aggregator.consume(UPDATES_A, prefetch=1)
+    aggregator.consume(update_queue("bank-b"), prefetch=1)
+    held = {delivery.queue: delivery for delivery in (received(aggregator), received(aggregator))}
+    broker_server.remove_queue(UPDATES_A)
+    with pytest.raises(QueueGoneError):
+        aggregator.receive(10)
+    aggregator.ack(held[UPDATES_A])
+    aggregator.ack(held[update_queue("bank-b")])
+    broker_server.connect("bank-b").publish(update_queue("bank-b"), an_update(2))
+    assert received(aggregator).message.message_id == "u2"
 
 
 def test_a_lost_connection_says_so_and_its_deliveries_settle_nothing(broker_server):

@@ -1,0 +1,128 @@
+"""One AMQP connection, driven by hand: pika's loop turns only while somebody waits, and reads only then.
+
+pika's BlockingConnection makes the connection. From then on its asynchronous core is used directly: several publishes may be
+on their way, an acknowledgement reads nothing, and deliveries stay in the broker until they are asked for.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pika
+import structlog
+from pika import exceptions
+from pika.adapters.utils.io_services_utils import _AsyncTransportBase
+
+from broker_config.header_tables import tolerate_hostile_tables
+from broker_config.pika_errors import FOREIGN, PIKA
+
+_FAREWELL_SECONDS = 5.0
+_TICK_SECONDS = 1.0
+_JOINED_FRAMES = 3  # method, header and a body of one frame
+
+# pika reads 4 KiB at a time and copies what it has of a frame each time; a frame has up to 128 KiB.
+_AsyncTransportBase._MAX_RECV_BYTES = 1 << 17
+_AsyncTransportBase._MAX_CONSUME_BYTES = 1 << 17
+
+tolerate_hostile_tables()
+
+log = structlog.get_logger()
+
+
+class Link:
+    """A connection to the first node that answers. What pika raises comes out of its methods as it is."""
+
+    def __init__(self, nodes: list[pika.ConnectionParameters]) -> None:
+        self._connection = pika.BlockingConnection(nodes)
+        self._impl: Any = self._connection._impl
+        self._loop = self._impl.ioloop
+        self._readiness = self._loop._poller._poll
+        self._lost: BaseException | None = None
+        self._impl._output_marshaled_frames = self._write
+        self._impl.add_on_close_callback(self._on_close)
+        self._impl.add_on_connection_blocked_callback(self._on_blocked)
+        self._impl.add_on_connection_unblocked_callback(self._on_unblocked)
+
+    def fileno(self) -> int:
+        """Readable when a turn has something to do."""
+        return int(self._readiness.fileno())
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """What was agreed with the broker; it gives up on a connection after two without a sign of life."""
+        return float(self._impl.params.heartbeat or 60)
+
+    def turn(self, timeout_seconds: float = 0.0) -> None:
+        """Reads a few frames, writes what waits, keeps heartbeats; waits at most a tick. Raises once the connection is lost."""
+        if self._readiness.poll(min(timeout_seconds, _TICK_SECONDS)):
+            self._loop.poll()
+        self._loop.process_timeouts()
+        if self._lost is not None:
+            raise self._lost
+
+    def _write(self, frames: list[bytes]) -> None:
+        # Straight to the socket where it takes it. pika would go through its loop, which also reads, with a send for each frame.
+        transport = self._impl._transport
+        pieces = frames if len(frames) > _JOINED_FRAMES else [b"".join(frames)]
+        for piece in pieces:
+            self._impl.bytes_sent += len(piece)
+            sent = 0
+            if not transport.get_write_buffer_size():
+                with suppress(OSError):  # full, or lost: the loop finds out which
+                    sent = transport._sock.send(piece)
+            if sent < len(piece):
+                transport.write(piece[sent:])
+
+    def interrupt(self) -> None:
+        """Ends a turn that waits; may be called from any thread."""
+        self._loop.add_callback_threadsafe(_nothing)
+
+    def channel(self) -> Any:
+        """A new open channel of pika's asynchronous kind."""
+        opened: list[Any] = []
+        channel = self._impl.channel(on_open_callback=opened.append)
+        self.until(lambda: opened, channel)
+        return channel
+
+    def until(self, done: Callable[[], object], channel: Any) -> None:
+        """Turns until `done`. Raises the reason where the broker closes the channel or the connection first."""
+        while not done():
+            self.turn_on(channel)
+
+    def turn_on(self, channel: Any) -> None:
+        """Waits a tick for something to happen. Raises the reason once the channel or the connection is closed."""
+        if channel.is_closed:
+            raise channel._closing_reason
+        self.turn(_TICK_SECONDS)
+
+    def close(self) -> None:
+        """Says goodbye to the broker, or hangs up where it does not answer. Never raises."""
+        with suppress(*PIKA, *FOREIGN):
+            if self._lost is None and self._impl.is_open:
+                self._say_goodbye()
+                deadline = time.monotonic() + _FAREWELL_SECONDS
+                while time.monotonic() < deadline:
+                    self.turn(_TICK_SECONDS)
+                self._impl._terminate_stream(exceptions.ConnectionClosedByClient(200, "the broker did not answer"))
+                self.turn(_TICK_SECONDS)
+        self._connection._cleanup()
+
+    def _say_goodbye(self) -> None:
+        # Closing the channels first, as pika does, would have every delivery that is under way sent here before.
+        self._impl._error = exceptions.ConnectionClosedByClient(200, "Normal shutdown")
+        self._impl._set_connection_state(self._impl.CONNECTION_CLOSING)
+        self._impl._on_close_ready()
+
+    def _on_close(self, _connection: Any, reason: BaseException) -> None:
+        self._lost = reason
+
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        log.warning("the broker takes no messages: make room there, then this goes on by itself", reason=frame.method.reason)
+
+    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        log.info("the broker takes messages again")
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,87 @@
+"""Publishing with confirms, several messages on their way at once."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pika
+from pika import exceptions, spec
+
+from broker_config.link import Link
+from broker_config.topology import entrance
+from shared.broker import Message
+
+WINDOW = 4
+"""Messages that may be unconfirmed. A chunk has up to 8 MiB and stands in memory until it is written."""
+_APPLICATION = "fedqueue"
+_CONTENT_TYPE = "application/msgpack"
+_PERSISTENT = 2
+
+
+class Publisher:
+    """One channel in confirm mode. `meanwhile` is called while it waits."""
+
+    def __init__(self, link: Link, user: str, meanwhile: Callable[[], None]) -> None:
+        self._link = link
+        self._user = user
+        self._meanwhile = meanwhile
+        self._sent = 0
+        self._unconfirmed: set[int] = set()
+        self._refused = False
+        self._returned = False
+        self._channel = link.channel()
+        self._channel.add_on_return_callback(self._on_return)
+        selected: list[Any] = []
+        self._channel.confirm_delivery(self._on_confirm, selected.append)
+        link.until(lambda: selected, self._channel)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; the broker closes the channel of a publish that it does not allow."""
+        return bool(self._channel.is_open)
+
+    def publish(self, exchange: str, messages: Iterable[Message]) -> None:
+        """Returns once each is confirmed. Raises pika's NackError or UnroutableError for any, or what closed the channel."""
+        self._refused = self._returned = False
+        name = entrance(exchange)
+        for message in messages:
+            self._send(name, message)
+            self._wait(WINDOW - 1)
+            if self._refused or self._returned:
+                break
+        self._wait(0)
+        if self._returned:
+            raise exceptions.UnroutableError([])
+        if self._refused:
+            raise exceptions.NackError([])
+
+    def _send(self, exchange: str, message: Message) -> None:
+        properties = pika.BasicProperties(
+            content_type=_CONTENT_TYPE,
+            headers=dict(message.headers),
+            delivery_mode=_PERSISTENT,
+            message_id=message.message_id,
+            timestamp=int(time.time()),
+            type=message.kind,
+            user_id=self._user,
+            app_id=_APPLICATION,
+        )
+        self._channel.basic_publish(exchange, "", message.body, properties, mandatory=True)
+        self._sent += 1
+        self._unconfirmed.add(self._sent)
+
+    def _wait(self, at_most: int) -> None:
+        while len(self._unconfirmed) > at_most:
+            self._link.turn_on(self._channel)
+            self._meanwhile()
+
+    def _on_return(self, *_returned: Any) -> None:
+        self._returned = True
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        self._refused = self._refused or isinstance(method, spec.Basic.Nack)
+        if method.multiple:
+            self._unconfirmed = {number for number in self._unconfirmed if number > method.delivery_tag}
+        else:
+            self._unconfirmed.discard(method.delivery_tag)
