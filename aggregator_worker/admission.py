@@ -1,8 +1,9 @@
 """May this update be folded? Decided once, at the edge, from values alone."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.lineage import Lineage
@@ -13,6 +14,13 @@ from shared.plan import Plan, PrivacyPlan
 EPSILON_TOLERANCE = 1e-6
 
 Order = Literal["next", "ahead", "duplicate", "outdated"]
+
+
+class Number(NamedTuple):
+    """Which of an institution's updates."""
+
+    incarnation: int
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,12 @@ def check_author(update_run: str, institution: str, *, user_id: str | None, queu
         raise UnknownInstitutionError(f"the message names {institution[:64]!r}, its author is {queue_owner!r}")
     if update_run != run_id:
         raise IncompatibleUpdateError(f"the message belongs to run {update_run!r}, this is {run_id!r}")
+
+
+def number_in(identity: str, *, institution: str) -> Number | None:
+    """The number in an upload's id, `institution/incarnation/sequence`; None where it is none of this sender's."""
+    claimed = re.fullmatch(r"([^/]+)/([1-9][0-9]{0,8})/([1-9][0-9]{0,17})", identity)
+    return Number(int(claimed[2]), int(claimed[3])) if claimed and claimed[1] == institution else None
 
 
 def order(incarnation: int, sequence: int, content: str, entry: Entry) -> Order:
@@ -75,7 +89,7 @@ def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes
         return Admission("stale", "made under another plan")
     if staleness < 0 or staleness > plan.aggregation.staleness.max_staleness:
         return Admission("stale", f"staleness {staleness} is not between 0 and the maximum")
-    if lineage.bases.get(update.base_version, update.base_hash) != update.base_hash:
+    if lineage.bases.get(update.base_version) != update.base_hash:
         return Admission("stale", "its base is not in the lineage")
     return _admit_content(update, delta, plan=plan, shapes=shapes, staleness=staleness)
 

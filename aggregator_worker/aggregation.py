@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.messages import Entry
-from shared.parameters import Array, Parameters
+from shared.parameters import BLOCK, Array, Parameters
 from shared.plan import AggregationPlan, StalenessRule
 
 
@@ -64,6 +64,16 @@ def buffer_target(plan: AggregationPlan, table: Mapping[str, Entry]) -> int:
 
 def fold_in_place(model: Mapping[str, Array], delta: Parameters, weight: float) -> None:
     """model += weight x delta, the product rounded to float32 before it is added: replay repeats these two operations."""
-    factor = np.float32(weight)
+    factor, product = np.float32(weight), np.empty(BLOCK, dtype=np.float32)
     for name, array in model.items():
-        np.add(array, np.multiply(delta[name], factor), out=array)
+        into, add = array.reshape(-1), delta[name].reshape(-1)
+        for start in range(0, into.size, BLOCK):
+            part = into[start : start + BLOCK]
+            np.multiply(add[start : start + BLOCK], factor, out=product[: part.size])
+            np.add(part, product[: part.size], out=part)
+
+
+def scale_in_place(arrays: Mapping[str, Array], factor: float) -> None:
+    """Every value times the factor, both as float32."""
+    for array in arrays.values():
+        np.multiply(array, np.float32(factor), out=array)

@@ -1,58 +1,74 @@
-"""The aggregator's own disk: one file that holds the newest manifest's content and the parameters it names."""
+"""The aggregator's own disk: one file with the newest state, the manifest that names it and the manifests before that."""
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgpack
 import safetensors
 import safetensors.numpy
 
-from shared import codec, messages
+from shared import messages
 from shared.errors import CheckpointError, RejectedMessageError, StorageError
 from shared.lineage import Lineage
-from shared.messages import Manifest
+from shared.messages import ManifestRecord
 from shared.parameters import Array, Parameters
 
 FILE_NAME = "checkpoint.safetensors"
-_MAX_CONTENT_BYTES = 64 * 2**20
-
-Use = Literal["use", "publish", "fetch"]
+KEPT_RECORDS = 16
+"""How many manifests a checkpoint holds: enough to publish again what a broker loses of its streams in a power cut."""
+_MAX_RECORD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A manifest's content and the model it names, on disk before anybody hears of it."""
+    """The last manifests' records, oldest first, and the state that the newest one stands for (`ServerState.everything`).
 
-    content: bytes
-    manifest: Manifest
-    parameters: Mapping[str, Array]
+    It is on disk before anybody hears of the newest: that one may never have been published.
+    """
+
+    records: Sequence[ManifestRecord]
+    state: Mapping[str, Array]
 
     @property
-    def hash(self) -> str:
-        """The manifest's identity."""
-        return codec.content_hash(self.content)
+    def newest(self) -> ManifestRecord:
+        """The record that the state belongs to."""
+        return self.records[-1]
 
 
-def save(folder: Path, content: bytes, epoch: int, parameters: Parameters) -> None:
-    """Durable when it returns: written aside, fsynced, renamed, the folder fsynced. Raises StorageError."""
-    metadata = {"epoch": str(epoch), "manifest": base64.b64encode(content).decode()}
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """Where the state comes from: the `checkpoint`, or the `broker`'s blobs; and which records must be published first."""
+
+    state: Literal["checkpoint", "broker"]
+    missing: Sequence[ManifestRecord] = ()
+
+
+def save(folder: Path, records: Sequence[bytes], state: Parameters) -> None:
+    """Durable when it returns: written aside, fsynced, renamed, the folder fsynced. Raises StorageError.
+
+    `records` are encoded by `messages.encode_record`, oldest first.
+    """
+    metadata = {"records": base64.b64encode(msgpack.packb(list(records))).decode()}
     aside = folder / f"{FILE_NAME}.new"
     try:
-        with aside.open("wb") as file:
-            file.write(safetensors.numpy.save(dict(parameters), metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
+        safetensors.numpy.save_file(dict(state), aside, metadata=metadata)
+        _sync(aside)
         aside.replace(folder / FILE_NAME)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"{aside}: {error.strerror}; free space or mend the rights, nothing was acknowledged") from error
+        _sync(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"{aside}: {error}; free space or mend the rights, nothing was acknowledged") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(folder: Path) -> Checkpoint | None:
@@ -62,38 +78,38 @@ def load(folder: Path) -> Checkpoint | None:
         return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            parameters = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        content = base64.b64decode(metadata["manifest"], validate=True)
-        manifest = messages.decode_manifest(content, max_bytes=_MAX_CONTENT_BYTES)
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RejectedMessageError) as error:
+            packed = msgpack.unpackb(base64.b64decode(file.metadata()["records"], validate=True))
+            records = [messages.decode_record(record, max_bytes=_MAX_RECORD_BYTES) for record in packed]
+            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        return Checkpoint(records[-KEPT_RECORDS:], state) if records else None
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RejectedMessageError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); move it away to start from the broker's lineage instead"
         ) from error
-    return Checkpoint(content, manifest, parameters)
 
 
-def decide(lineage: Lineage, checkpoint: Checkpoint | None) -> Use:
-    """What a checkpoint is worth against the lineage: the head itself, the head's unpublished successor, or nothing.
+def decide(lineage: Lineage, checkpoint: Checkpoint | None) -> Restoration:
+    """What a checkpoint is worth against the lineage: the head itself, what comes after the head, or nothing.
 
     Raises CheckpointError when it belongs to another run, or to a chain of which the lineage kept nothing.
     """
     if lineage.head is None:
         raise CheckpointError("a checkpoint is judged against a lineage that has a head")
     if checkpoint is None:
-        return "fetch"
-    if checkpoint.manifest.run_id != lineage.head.manifest.run_id:
+        return Restoration("broker")
+    newest, head = checkpoint.newest.manifest, lineage.head.manifest
+    if newest.run_id != head.run_id:
         raise CheckpointError(
-            f"the state folder belongs to run {checkpoint.manifest.run_id}, the broker holds run {lineage.head.manifest.run_id}; "
+            f"the state folder belongs to run {newest.run_id}, the broker holds run {head.run_id}; "
             "give this aggregator a folder of its own"
         )
-    if checkpoint.hash == lineage.head.hash:
-        return "use"
-    if checkpoint.manifest.previous == lineage.head.hash:
-        return "publish"
-    if checkpoint.hash in lineage.hashes or checkpoint.manifest.previous in lineage.hashes:
-        return "fetch"
+    known = [checkpoint.records[0].manifest.previous, *(record.hash for record in checkpoint.records)]
+    if lineage.head.hash in known:
+        return Restoration("checkpoint", checkpoint.records[known.index(lineage.head.hash) :])
+    if not set(known).isdisjoint(lineage.hashes):
+        return Restoration("broker")  # the chain went on without this host
     raise CheckpointError(
-        f"the checkpoint of version {checkpoint.manifest.version} and the lineage (version {lineage.head.manifest.version}) "
-        "have no manifest in common; the stream may have lost its tail"
+        f"the checkpoint of version {newest.version} and the lineage (version {head.version}) have no manifest in common: the "
+        "stream lost more than a checkpoint keeps, or this folder is older than what the stream still tells; if the lineage is "
+        "right, move the checkpoint away"
     )

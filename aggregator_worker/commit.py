@@ -1,72 +1,125 @@
-"""The commit: five steps in a fixed order, so that a kill between any two loses nothing and counts nothing twice."""
+"""The commit: its steps in a fixed order, so that a kill between any two loses nothing and counts nothing twice."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aggregator_worker import checkpoint
+from aggregator_worker.checkpoint import KEPT_RECORDS, Checkpoint
 from aggregator_worker.federation import Federation
+from aggregator_worker.server_state import ServerState
 from broker_config.streams import BlobWriter, publish_record
-from broker_config.topology import control_queue
-from shared import codec, messages
+from broker_config.topology import MODEL, STATE, control_queue
+from shared import messages
 from shared.broker import Broker, Delivery, Message
-from shared.errors import PublishRefusedError, TopologyError
+from shared.codec import Encoded
+from shared.errors import CheckpointError, PublishRefusedError, TopologyError
 from shared.messages import BlobName, Control, ManifestRecord, Metrics
 from shared.parameters import Parameters
+from shared.plan import Plan
 
-STEPS = ("checkpoint", "blobs", "manifest", "acknowledge", "hints")
+STEPS = ("checkpoint", "state blob", "model blob", "manifest", "acknowledge", "hints")
 """After each of these something more is durable; tests kill the process between every two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Committer:
-    """Publishes what a federation has pending, under one epoch.
+class Hooks:
+    """What others do about a commit: `after_step` hears of every step done, `evaluate` gives a new model's figures."""
 
-    `read_back` returns once a record was read from the lineage as its head; `after_step` hears of every step done.
-    """
-
-    broker: Broker
-    blobs: BlobWriter
-    folder: Path
-    epoch: int
-    read_back: Callable[[ManifestRecord], None]
     after_step: Callable[[str], None]
     evaluate: Callable[[Parameters], Metrics]
 
+
+class Committer:
+    """Publishes what a federation has pending, over one connection.
+
+    `read_back` returns once a record was read from the lineage as its head.
+    """
+
+    def __init__(self, broker: Broker, folder: Path, read_back: Callable[[ManifestRecord], None], hooks: Hooks) -> None:
+        self._broker = broker
+        self._folder = folder
+        self._read_back = read_back
+        self._hooks = hooks
+        self._writers = {"state": BlobWriter(broker, STATE), "model": BlobWriter(broker, MODEL)}
+        self._recent: deque[bytes] = deque(maxlen=KEPT_RECORDS)
+
+    def repeat(self, head: ManifestRecord, *, epoch: int) -> None:
+        """Publishes the head again under a new epoch: the first manifest after a claim."""
+        self._recent.append(messages.encode_record(head))
+        self._announce(replace(head, epoch=epoch))
+
+    def republish(self, saved: Checkpoint, missing: Iterable[ManifestRecord], *, epoch: int) -> None:
+        """Publishes what the lineage lacks of a checkpoint, unchanged and in order."""
+        self._recent.extend(messages.encode_record(record) for record in saved.records)
+        for record in missing:
+            self._announce(replace(record, epoch=epoch))
+
+    def mended(self, record: ManifestRecord, state: ServerState, plan: Plan) -> ManifestRecord:
+        """The record with its blobs whole in their streams, whatever these have lost. Raises CheckpointError."""
+        manifest = record.manifest
+        names = {"model": manifest.model, "state": manifest.state}
+        places = {"model": record.model_at, "state": record.state_at}
+        for kind, blob in _blobs(manifest.run_id, state, plan).items():
+            name, at = names[kind], places[kind]
+            if name is None and manifest.version == 0:
+                continue  # the broadcast of version 0 tells everything
+            if name is None or at is None or name.hash != blob.hash:
+                raise CheckpointError("the checkpoint's arrays are not those of its manifest; move the checkpoint away")
+            places[kind] = self._writers[kind].complete(blob, kind, plan, manifest.run_id, at=at)
+        return replace(record, model_at=places["model"] or record.model_at, state_at=places["state"])
+
     def commit(
-        self, federation: Federation, deliveries: Iterable[Delivery], hints: Iterable[tuple[str, Control]]
+        self, federation: Federation, epoch: int, deliveries: Iterable[Delivery], hints: Iterable[tuple[str, Control]]
     ) -> ManifestRecord:
-        """All five steps for everything pending. Raises StorageError before anything was published."""
-        head, blob, metrics, content = federation.head, federation.head.manifest.model, federation.head.manifest.metrics, b""
-        if federation.pending.aggregated:
-            content = messages.encode_model(head.manifest.run_id, federation.model)
-            blob = BlobName(hash=codec.content_hash(content), size=len(content))
-            metrics = self.evaluate(federation.model)
-        manifest = federation.next_manifest(blob, metrics)
-        draft = messages.manifest_record(self.epoch, manifest, head.model_at)
-        checkpoint.save(self.folder, draft.content, self.epoch, federation.model)
-        self.after_step("checkpoint")
-        at = self.blobs.publish_model(content, federation.plan, manifest.run_id) if content else head.model_at
-        self.after_step("blobs")
-        record = ManifestRecord(self.epoch, draft.content, manifest, draft.hash, at, None)
-        self.announce(record)
-        self.after_step("manifest")
+        """All steps for everything pending. Raises StorageError before anything was published."""
+        plan, run_id, after_step = federation.plan, federation.head.manifest.run_id, self._hooks.after_step
+        blobs = _blobs(run_id, federation.state, plan) if federation.finish_version() else {}
+        record = self._record(federation, blobs, epoch)
+        self._recent.append(messages.encode_record(record))
+        checkpoint.save(self._folder, self._recent, federation.state.everything())
+        after_step("checkpoint")
+        for kind in ("state", "model"):
+            if kind in blobs:
+                self._writers[kind].publish(blobs[kind], kind, plan, run_id)
+            after_step(f"{kind} blob")
+        self._announce(record)
+        after_step("manifest")
         for delivery in deliveries:
-            self.broker.ack(delivery)
-        self.after_step("acknowledge")
+            self._broker.ack(delivery)
+        after_step("acknowledge")
         self._give(hints)
-        self.after_step("hints")
+        after_step("hints")
         return record
 
-    def announce(self, record: ManifestRecord) -> None:
-        """Publishes a record and waits until it was read back as the head."""
-        publish_record(self.broker, record)
-        self.read_back(record)
+    def _record(self, federation: Federation, blobs: Mapping[str, Encoded], epoch: int) -> ManifestRecord:
+        head = federation.head
+        if not blobs:
+            manifest = federation.next_manifest(head.manifest.model, head.manifest.state, head.manifest.metrics)
+            return messages.manifest_record(epoch, manifest, head.model_at, head.state_at)
+        names = {kind: BlobName(hash=blob.hash, size=blob.size) for kind, blob in blobs.items()}
+        places = {kind: self._writers[kind].place(blob, federation.plan) for kind, blob in blobs.items()}
+        metrics = self._hooks.evaluate(federation.state.model)
+        manifest = federation.next_manifest(names["model"], names.get("state"), metrics)
+        return messages.manifest_record(epoch, manifest, places["model"], places.get("state"))
+
+    def _announce(self, record: ManifestRecord) -> None:
+        publish_record(self._broker, record)
+        self._read_back(record)
 
     def _give(self, hints: Iterable[tuple[str, Control]]) -> None:
         for institution, control in hints:
             identity = f"control-{institution}-{control.incarnation}-{control.sequence}"
             try:
-                self.broker.publish(control_queue(institution), Message(messages.encode("control", control), "control", identity))
+                self._broker.publish(
+                    control_queue(institution), Message(messages.encode("control", control), "control", identity)
+                )
             except (PublishRefusedError, TopologyError):
                 continue  # a hint only: what binds is in the manifest
+
+
+def _blobs(run_id: str, state: ServerState, plan: Plan) -> dict[str, Encoded]:
+    blobs = {"model": messages.encode_model(run_id, state.model, plan.broadcast)}
+    wide = state.wide(plan)
+    return blobs | {"state": messages.encode_state(run_id, wide)} if wide else blobs

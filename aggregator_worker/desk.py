@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from aggregator_worker import operations
-from aggregator_worker.admission import Order, admit, check_author, order, require_issued
+from aggregator_worker.admission import Number, Order, admit, check_author, number_in, order, require_issued
+from aggregator_worker.dead_letters import put_aside, put_aside_whole
 from aggregator_worker.federation import Federation
-from aggregator_worker.intake import Intake, Upload
-from broker_config.topology import DEAD_LETTER_EXCHANGE, OPERATIONS
-from shared import messages, parameters
-from shared.broker import Broker, Delivery, Message
-from shared.chunks import HEADERS
-from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
-from shared.messages import Control, Entry, Hello, Operation, Report, Settlement, Update
+from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
+from shared import messages
+from shared.broker import Broker, Delivery
+from shared.errors import IncompatibleUpdateError, MalformedMessageError, RejectedMessageError, UnknownInstitutionError
+from shared.messages import Control, Entry, Hello, Report, Settlement, Update
 from shared.parameters import Parameters
 
 QUIET_SECONDS = 0.05
@@ -27,12 +25,15 @@ MAX_AHEAD = 64
 log = structlog.get_logger()
 
 
+class PoisonError(RejectedMessageError):
+    """A content that kills the process which handles it."""
+
+
 @dataclass(slots=True, eq=False)
 class _Early:
-    """An update whose predecessor has not come yet."""
+    """An update whose predecessor has not come yet; its numbers wait on disk."""
 
     update: Update
-    delta: Parameters
     upload: Upload
     since: float
 
@@ -51,54 +52,72 @@ class Desk:
     on_report: Callable[[Report], None] = lambda report: None
     clock: Callable[[], float] = time.monotonic
     longest_wait_seconds: float = math.inf
+    survives_trial: Callable[[Upload], bool] = Upload.survives_trial
     settled: list[Delivery] = field(default_factory=list)
     hints: list[tuple[str, Control]] = field(default_factory=list)
     _early: dict[str, dict[int, _Early]] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
     _pending_since: float | None = None
+    _version_since: float = -math.inf
 
     def take(self, delivery: Delivery, institution: str) -> None:
         """Handles one delivery of an update queue; whatever cannot be used goes to the dead letters with its reason."""
-        upload = None
         try:
             upload = self.intake.take(institution, delivery, now=self.clock())
-            if upload is not None:
-                self._take_upload(institution, upload)
         except RejectedMessageError as error:
             self._refuse(delivery, institution, error)
-            self.intake.surplus += upload.deliveries[:-1] if upload is not None else []
-        self._drop_surplus()
+        else:
+            if upload is not None:
+                self._take_whole(institution, upload)
+        self.drop_surplus()
 
-    def take_operation(self, delivery: Delivery) -> Operation | None:
-        """Follows an operator's order; returns it if it was applied just now."""
-        try:
-            operation = messages.decode(Operation, "operation", delivery.message.body, max_bytes=2**20)
-            if operation.run_id != self.federation.head.manifest.run_id:
-                raise IncompatibleUpdateError("the order is for another run")
-        except RejectedMessageError as error:
-            self._refuse(delivery, OPERATIONS, error)
-            return None
-        outcome = operations.apply(self.federation, operation, self.pseudonym_of)
-        if outcome is None:
-            self.broker.ack(delivery)
-            return None
-        self._keep(delivery.receipt())
-        log.info("operation", kind=operation.kind, applied=outcome.applied, reason=outcome.reason)
-        return operation if outcome.applied else None
+    def settle(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> Settlement:
+        """Admits and settles an update whose turn it is; folds it where it is to be aggregated."""
+        federation = self.federation
+        admission = admit(update, delta, lineage=federation.lineage, shapes=federation.state.shapes)
+        settlement = federation.settle(
+            self.pseudonym_of(institution), update, upload.head.content, admission=admission, delta=delta
+        )
+        upload.close()
+        self.keep(*upload.deliveries)
+        self._tell(institution, settlement)
+        log.info(
+            "delivery",
+            kind="update",
+            institution=institution,
+            sequence=update.sequence,
+            outcome=settlement.outcome,
+            reason=settlement.reason,
+            staleness=settlement.staleness,
+            weight=round(float.fromhex(settlement.weight), 6),
+            version=federation.head.manifest.version,
+        )
+        return settlement
+
+    def keep(self, *deliveries: Delivery) -> None:
+        """Has the next commit acknowledge these."""
+        self.settled += deliveries
+        self._note_pending()
 
     def due(self) -> bool:
         """Whether a commit must happen now: K folded, T passed, or something small has waited long enough."""
         if self.federation.pending.empty or self._pending_since is None:
             return False
-        waited = self.clock() - self._pending_since
-        longest = min(self.federation.plan.aggregation.max_wait_seconds, self.longest_wait_seconds)
-        if self.federation.buffer_full or waited >= longest:
+        plan, now = self.federation.plan, self.clock()
+        waited = now - self._pending_since
+        if waited >= self.longest_wait_seconds:
             return True
-        return self.federation.pending.aggregated == 0 and waited >= QUIET_SECONDS
+        if self.federation.pending.aggregated == 0:
+            return waited >= QUIET_SECONDS
+        if now - self._version_since < plan.limits.version_spacing_seconds:
+            return False
+        return self.federation.buffer_full or waited >= plan.aggregation.max_wait_seconds
 
-    def committed(self) -> None:
+    def committed(self, *, new_version: bool) -> None:
         """The commit is done: nothing is pending any more."""
         self._pending_since = None
+        if new_version:
+            self._version_since = self.clock()
         self.settled.clear()
         self.hints.clear()
 
@@ -107,7 +126,7 @@ class Desk:
         now = self.clock()
         for institution in self.intake.expire(now=now, idle_seconds=orphan_seconds):
             log.warning("upload given up", institution=institution, idle_seconds=orphan_seconds)
-        self._drop_surplus()
+        self.drop_surplus()
         patience = self.federation.plan.aggregation.max_wait_seconds
         for institution in list(self._early):
             waiting = self._waiting(institution)
@@ -118,15 +137,23 @@ class Desk:
         for delivery in deliveries:
             self.broker.ack(delivery)
 
-    def _drop_surplus(self) -> None:
+    def drop_surplus(self) -> None:
+        """Acknowledges what carries nothing new."""
         self._acknowledge(self.intake.surplus)
         self.intake.surplus.clear()
 
+    def _take_whole(self, institution: str, upload: Upload) -> None:
+        try:
+            if upload.suspect and not self.survives_trial(upload):
+                raise PoisonError(f"a child process that tried it died; it was delivered {SUSPECT_DELIVERIES} times or more")
+            self._take_upload(institution, upload)
+        except RejectedMessageError as error:
+            self._settle_unreadable(institution, upload, error)
+            self._refuse_whole(institution, upload, error)
+
     def _take_upload(self, institution: str, upload: Upload) -> None:
-        entry = self.federation.entry(self.pseudonym_of(institution))
-        if entry is None:
-            raise UnknownInstitutionError(f"{institution} is not a member of this federation")
-        match upload.kind:
+        entry = self.member(institution)
+        match upload.head.kind:
             case "update":
                 self._take_update(institution, upload, entry)
             case "hello":
@@ -134,37 +161,64 @@ class Desk:
             case _:
                 self._take_report(institution, upload)
 
+    def member(self, institution: str) -> Entry:
+        """An institution's entry. Raises UnknownInstitutionError for a stranger."""
+        entry = self.federation.entry(self.pseudonym_of(institution))
+        if entry is None:
+            raise UnknownInstitutionError(f"{institution} is not a member of this federation")
+        return entry
+
     def _check(self, institution: str, upload: Upload, body: Update | Hello | Report) -> None:
         run_id, user_id = self.federation.head.manifest.run_id, upload.deliveries[-1].user_id
         check_author(body.run_id, body.institution, user_id=user_id, queue_owner=institution, run_id=run_id)
 
+    def _settle_unreadable(self, institution: str, upload: Upload, error: RejectedMessageError) -> None:
+        """An update that can never be read still uses up the number that its headers claim, or its sender would wait for ever."""
+        number = number_in(upload.head.id, institution=institution)
+        entry = self.federation.entry(self.pseudonym_of(institution))
+        ours = upload.head.run == self.federation.head.manifest.run_id and upload.deliveries[-1].user_id == institution
+        unreadable = isinstance(error, MalformedMessageError | PoisonError) and upload.head.kind == "update"
+        if number is None or entry is None or not (ours and unreadable):
+            return
+        if number == (entry.incarnation, entry.watermark + 1):
+            content, pseudonym = upload.head.content, self.pseudonym_of(institution)
+            reason = str(error)[:200]
+            settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
+            self._tell(institution, settlement)
+            self._note_pending()
+            self._settle_followers(institution)
+
     def _take_update(self, institution: str, upload: Upload, entry: Entry) -> None:
-        update, delta = messages.decode_update(upload.content, max_bytes=len(upload.content))
+        update, delta = messages.decode_update(self.intake.load(upload), max_bytes=upload.head.size)
         self._check(institution, upload, update)
-        place: Order = order(update.incarnation, update.sequence, upload.hash, entry)
+        place: Order = order(update.incarnation, update.sequence, upload.head.content, entry)
         match place:
             case "duplicate" | "outdated":
                 self._drop_repeat(institution, upload, update)
             case "ahead":
-                self._hold(institution, upload, update, delta)
+                self._hold(institution, upload, update)
             case "next":
-                self._settle(institution, upload, update, delta)
+                self.settle(institution, upload, update, delta)
                 self._settle_followers(institution)
 
     def _drop_repeat(self, institution: str, upload: Upload, update: Update) -> None:
         self._acknowledge(upload.deliveries)
+        upload.close()
         self.federation.count_duplicate(self.pseudonym_of(institution))
         self._note_pending()
         log.info("delivery", kind="update", institution=institution, sequence=update.sequence, outcome="duplicate")
 
-    def _hold(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> None:
+    def _hold(self, institution: str, upload: Upload, update: Update) -> None:
         entry = self.federation.table[self.pseudonym_of(institution)]
         if update.sequence > entry.watermark + MAX_AHEAD:
             raise IncompatibleUpdateError(f"number {update.sequence} is more than {MAX_AHEAD} ahead of {entry.watermark}")
         waiting = self._early.setdefault(institution, {})
-        if update.sequence in waiting:
-            self._acknowledge(waiting[update.sequence].upload.deliveries)
-        waiting[update.sequence] = _Early(update, delta, upload, self.clock())
+        former = waiting.pop(update.sequence, None)
+        if former is not None:
+            self._acknowledge(former.upload.deliveries)
+            former.upload.close()
+        self.intake.park(upload)
+        waiting[update.sequence] = _Early(update, upload, self.clock())
 
     def _waiting(self, institution: str) -> dict[int, _Early]:
         """An institution's early updates by number; those of a former incarnation are let go."""
@@ -182,34 +236,18 @@ class Desk:
             early = waiting.pop(entry.watermark + 1, None)
             if early is None:
                 return
-            self._settle(institution, early.upload, early.update, early.delta)
+            _, delta = messages.decode_update(self.intake.load(early.upload), max_bytes=early.upload.head.size)
+            self.settle(institution, early.upload, early.update, delta)
 
     def _give_up_gap(self, institution: str, sequence: int) -> None:
         pseudonym = self.pseudonym_of(institution)
         entry = self.federation.table[pseudonym]
         for missing in range(entry.watermark + 1, sequence):
-            self.federation.settle_lost(pseudonym, entry.incarnation, missing)
+            number = Number(entry.incarnation, missing)
+            self.federation.settle_unread(pseudonym, number, outcome="lost", reason="later numbers came, this one did not")
             log.warning("delivery", kind="update", institution=institution, sequence=missing, outcome="lost")
         self._note_pending()
         self._settle_followers(institution)
-
-    def _settle(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> None:
-        federation = self.federation
-        admission = admit(update, delta, lineage=federation.lineage, shapes=parameters.shapes(federation.model))
-        settlement = federation.settle(self.pseudonym_of(institution), update, upload.hash, admission=admission, delta=delta)
-        self._keep(*upload.deliveries)
-        self._tell(institution, settlement)
-        log.info(
-            "delivery",
-            kind="update",
-            institution=institution,
-            sequence=update.sequence,
-            outcome=settlement.outcome,
-            reason=settlement.reason,
-            staleness=settlement.staleness,
-            weight=round(float.fromhex(settlement.weight), 6),
-            version=federation.head.manifest.version,
-        )
 
     def _tell(self, institution: str, settlement: Settlement) -> None:
         if settlement.outcome != "aggregated":
@@ -223,18 +261,18 @@ class Desk:
             self.hints.append((institution, control))
 
     def _take_hello(self, institution: str, upload: Upload, entry: Entry) -> None:
-        hello = messages.decode(Hello, "hello", upload.content, max_bytes=messages.SMALL_BYTES)
+        hello = messages.decode(Hello, "hello", upload.body or b"", max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, hello)
         require_issued(hello.incarnation, entry)
         if hello.incarnation < entry.incarnation:
             self.federation.count_duplicate(self.pseudonym_of(institution))
         else:
             self.federation.greet(self.pseudonym_of(institution), hello)
-        self._keep(*upload.deliveries)
+        self.keep(*upload.deliveries)
         log.info("delivery", kind="hello", institution=institution, head_sequence=hello.head_sequence)
 
     def _take_report(self, institution: str, upload: Upload) -> None:
-        report = messages.decode(Report, "report", upload.content, max_bytes=messages.SMALL_BYTES)
+        report = messages.decode(Report, "report", upload.body or b"", max_bytes=messages.SMALL_BYTES)
         self._check(institution, upload, report)
         is_news = self._reported.get(institution, -1) < report.version <= self.federation.head.manifest.version
         if is_news:
@@ -243,21 +281,25 @@ class Desk:
         self._acknowledge(upload.deliveries)
         log.info("delivery", kind="report", institution=institution, version=report.version, kept=is_news)
 
-    def _keep(self, *deliveries: Delivery) -> None:
-        self.settled += deliveries
-        self._note_pending()
-
     def _note_pending(self) -> None:
         if self._pending_since is None:
             self._pending_since = self.clock()
 
     def _refuse(self, delivery: Delivery, institution: str, error: RejectedMessageError) -> None:
         """A copy with its reason goes to the dead letters, then the delivery is acknowledged."""
-        reason = str(error)[:200]
-        # the sender's own headers may fill a whole frame, and what is added would break the connection
-        headers = {name: value for name, value in delivery.message.headers.items() if name in HEADERS and len(str(value)) <= 512}
-        headers |= {"refused": reason, "author": delivery.user_id or "", "queue": delivery.queue}
-        letter = Message(delivery.message.body, delivery.message.kind, delivery.message.message_id, headers)
-        self.broker.publish(DEAD_LETTER_EXCHANGE, letter)
+        put_aside(self.broker, delivery, reason=str(error))
         self.broker.ack(delivery)
-        log.warning("delivery", institution=institution, outcome="refused", error=type(error).__name__, reason=reason)
+        say_refused(institution, error)
+
+    def _refuse_whole(self, institution: str, upload: Upload, error: RejectedMessageError) -> None:
+        """As `_refuse`, for all chunks of an upload together, so that it can be taken back whole."""
+        chunk_bytes = self.federation.plan.limits.chunk_bytes
+        put_aside_whole(self.broker, upload, self.intake.load(upload), chunk_bytes=chunk_bytes, reason=str(error))
+        upload.close()
+        self._acknowledge(upload.deliveries)
+        say_refused(institution, error)
+
+
+def say_refused(sender: str, error: RejectedMessageError) -> None:
+    """One line of the log for what went to the dead letters."""
+    log.warning("delivery", institution=sender, outcome="refused", error=type(error).__name__, reason=str(error)[:200])

@@ -6,9 +6,9 @@ No I/O, no clock. The same object serves the worker and the simulator.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aggregator_worker.admission import Admission
-from aggregator_worker.aggregation import buffer_target, fold_in_place, share, update_weight
-from shared import parameters
+from aggregator_worker.admission import Admission, Number
+from aggregator_worker.aggregation import buffer_target, share, update_weight
+from aggregator_worker.server_state import ServerState
 from shared.lineage import Lineage
 from shared.messages import (
     KEPT_OPERATIONS,
@@ -20,6 +20,7 @@ from shared.messages import (
     ManifestRecord,
     Metrics,
     OperationOutcome,
+    Outcome,
     Phase,
     Settlement,
     Update,
@@ -49,11 +50,11 @@ class Pending:
 
 
 class Federation:
-    """The head of the lineage, the working model (head plus what was folded since), and the pending settlements."""
+    """The head of the lineage, the state in the making (head plus what was folded since), and the pending settlements."""
 
-    def __init__(self, lineage: Lineage, model: Parameters) -> None:
+    def __init__(self, lineage: Lineage, state: ServerState) -> None:
         self.lineage = lineage
-        self.model = parameters.copy(model)
+        self.state = state
         self.pending = Pending()
         self._since_whole = WHOLE_EVERY
 
@@ -92,7 +93,7 @@ class Federation:
             stated = self.table[pseudonym].model_copy(update={"num_examples": update.num_examples})
             data_share = share(update.num_examples, self.table | {pseudonym: stated})
             weight = update_weight(self.plan.aggregation, staleness=admission.staleness, data_share=data_share)
-            fold_in_place(self.model, delta, weight)
+            self.state.fold(delta, weight)
             self.pending.aggregated += 1
         settlement = Settlement(
             institution=pseudonym,
@@ -109,15 +110,15 @@ class Federation:
         self._record(settlement, update)
         return settlement
 
-    def settle_lost(self, pseudonym: str, incarnation: int, sequence: int) -> Settlement:
-        """Gives up on a number that never came, so that the ones behind it can be folded."""
+    def settle_unread(self, pseudonym: str, number: Number, *, outcome: Outcome, reason: str, content: str = "") -> Settlement:
+        """Settles a number whose update never came or cannot be read, so that the ones behind it can be folded."""
         settlement = Settlement(
             institution=pseudonym,
-            incarnation=incarnation,
-            sequence=sequence,
-            hash="",
-            outcome="lost",
-            reason="later numbers came, this one did not",
+            incarnation=number.incarnation,
+            sequence=number.sequence,
+            hash=content,
+            outcome=outcome,
+            reason=reason,
         )
         self._record(settlement, None)
         return settlement
@@ -128,11 +129,12 @@ class Federation:
         counters[settlement.outcome] += 1
         stated = update.privacy if update else None
         spent = stated.epsilon_spent if stated else None
+        newest = settlement.sequence > entry.watermark  # one that was taken back from the dead letters is not
         changed = entry.model_copy(
             update={
                 "incarnation": settlement.incarnation,
-                "watermark": settlement.sequence,
-                "last_hash": settlement.hash,
+                "watermark": settlement.sequence if newest else entry.watermark,
+                "last_hash": settlement.hash if newest else entry.last_hash,
                 "epsilon_spent": max(filter(None, (spent, entry.epsilon_spent)), default=entry.epsilon_spent),
                 "target_delta": stated.target_delta if stated else entry.target_delta,
                 "num_examples": update.num_examples if update else entry.num_examples,
@@ -159,8 +161,14 @@ class Federation:
         """Whether K updates were folded since the head."""
         return self.pending.aggregated >= buffer_target(self.plan.aggregation, self.table)
 
-    def next_manifest(self, model: BlobName, metrics: Metrics) -> Manifest:
-        """The manifest that settles everything pending. `metrics` belong to `model`."""
+    def finish_version(self) -> bool:
+        """Completes the state of the next version; False where nothing was aggregated, and the version stays."""
+        if self.pending.aggregated:
+            self.state.finish_version()
+        return self.pending.aggregated > 0
+
+    def next_manifest(self, model: BlobName, wide: BlobName | None, metrics: Metrics) -> Manifest:
+        """The manifest that settles everything pending. `metrics` belong to `model`; `wide` names its state blob, if any."""
         head, pending = self.head.manifest, self.pending
         whole = self._since_whole >= WHOLE_EVERY - 1
         phase, reason = self._phase(head)
@@ -169,7 +177,7 @@ class Federation:
             version=head.version + (1 if pending.aggregated else 0),
             previous=self.head.hash,
             model=model,
-            state=None,
+            state=wide,
             plan_hash=head.plan_hash,
             plan=self.plan if whole else None,
             phase=phase,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from broker_config.streams import BlobWriter, last_offset, publish_claim, publish_record
 from broker_config.topology import LINEAGE, MODEL
-from shared import codec, messages
+from shared import messages
 from shared.broker import Broker
 from shared.errors import TopologyError
 from shared.messages import BlobName, Claim, Entry, Manifest, ManifestRecord
@@ -16,14 +16,14 @@ def found(broker: Broker, *, run_id: str, plan: Plan, parameters: Parameters, ta
     """Publishes the first claim, the initial model and version 0. Raises TopologyError where a lineage is there already."""
     if last_offset(broker, LINEAGE) >= 0:
         raise TopologyError(f"{LINEAGE} already holds a run; a new one needs a virtual host of its own")
-    publish_claim(broker, Claim(run_id=run_id, epoch=1, claimant="operator"))
-    content = messages.encode_model(run_id, parameters)
-    at = BlobWriter(broker, MODEL).publish_model(content, plan, run_id)
+    publish_claim(broker, Claim(run_id=run_id, epoch=1, claimant="operator", after=-1))
+    blob = messages.encode_model(run_id, parameters, plan.broadcast)
+    at = BlobWriter(broker, MODEL).publish(blob, "model", plan, run_id)
     manifest = Manifest(
         run_id=run_id,
         version=0,
         previous="",
-        model=BlobName(hash=codec.content_hash(content), size=len(content)),
+        model=BlobName(hash=blob.hash, size=blob.size),
         state=None,
         plan_hash=plan.hash,
         plan=plan,

@@ -51,9 +51,10 @@ class Leadership:
         log.info("standing by", queue=LEAD)
         while self._token is None:
             self._pump(1.0)
-        self.reader.catch_up()
+        self.reader.catch_up(all_bases=True)
         head, lineage = self.reader.current()
-        claim = Claim(run_id=head.manifest.run_id, epoch=lineage.epoch + 1, claimant=self._claimant)
+        run_id, after = head.manifest.run_id, self.reader.read_to
+        claim = Claim(run_id=run_id, epoch=lineage.epoch + 1, claimant=self._claimant, after=after)
         publish_claim(self._broker, claim)
         while self.epoch == 0:
             self._pump(1.0)

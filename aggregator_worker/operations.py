@@ -14,13 +14,18 @@ class RefusedOperationError(ValueError):
 
 
 def apply(federation: Federation, operation: Operation, pseudonym_of: Callable[[str], str]) -> OperationOutcome | None:
-    """Applies one order. None when its id was settled before."""
+    """Applies one order that concerns the table or the phase. None when its id was settled before."""
+    return settled(federation, operation, lambda: _follow(federation, operation, pseudonym_of))
+
+
+def settled(federation: Federation, operation: Operation, follow: Callable[[], None]) -> OperationOutcome | None:
+    """What becomes of an order that `follow` follows, or refuses with RefusedOperationError. None when its id is known."""
     pending = federation.pending.operations
     known = {*federation.lineage.operation_ids, *(done.operation_id for done in pending)}
     if operation.operation_id in known:
         return None
     try:
-        _follow(federation, operation, pseudonym_of)
+        follow()
         applied, reason = True, ""
     except RefusedOperationError as error:
         applied, reason = False, str(error)

@@ -2,23 +2,25 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from aggregator_worker import checkpoint
-from aggregator_worker.commit import Committer
+from aggregator_worker.commit import Committer, Hooks
 from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
-from broker_config.streams import BlobWriter, fetch_model
-from broker_config.topology import MODEL, OPERATIONS, update_queue
+from aggregator_worker.orders import Orders
+from aggregator_worker.server_state import ServerState
+from broker_config.streams import fetch_model, fetch_state
+from broker_config.topology import OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Broker, Delivery
-from shared.errors import TopologyError
-from shared.messages import ManifestRecord, Metrics, Operation, Report
+from shared.errors import FederationError, TopologyError
+from shared.messages import Metrics, Operation, Report
 from shared.parameters import Parameters
 
 IDLE_SECONDS = 0.2
@@ -77,15 +79,8 @@ class Term:
     def run(self) -> None:
         """Leads until something ends the term."""
         self._lead.take()
-        committer = Committer(
-            self._broker,
-            BlobWriter(self._broker, MODEL),
-            self._settings.state_folder,
-            self._lead.epoch,
-            self._lead.read_back,
-            self._settings.after_step,
-            self._settings.evaluate,
-        )
+        hooks = Hooks(self._settings.after_step, self._settings.evaluate)
+        committer = Committer(self._broker, self._settings.state_folder, self._lead.read_back, hooks)
         federation = self._restore(committer)
         desk = self._open_desk(federation)
         log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
@@ -96,25 +91,25 @@ class Term:
             desk.intake.close()
 
     def _restore(self, committer: Committer) -> Federation:
-        """The head, published again under this term's epoch, or the successor that only the checkpoint knows."""
+        """The head, published again under this term's epoch; before it whatever only the checkpoint knows."""
         head, lineage = self._lead.reader.current()
+        plan, epoch = lineage.plan, self._lead.epoch
+        if plan is None:
+            raise FederationError("the lineage was used before its plan was read")
         saved = checkpoint.load(self._settings.state_folder)
         use = checkpoint.decide(lineage, saved)
-        log.info("restoring", use=use, version=head.manifest.version)
-        model = fetch_model(self._broker, head) if saved is None or use == "fetch" else saved.parameters
-        if saved is not None and use == "publish":
-            committer.announce(self._successor(committer, saved, head))
+        log.info("restoring", state=use.state, missing=len(use.missing), version=head.manifest.version)
+        if saved is None or use.state == "broker":
+            state = ServerState.restored(plan, fetch_model(self._broker, head), fetch_state(self._broker, head))
+            committer.repeat(head, epoch=epoch)
         else:
-            committer.announce(replace(head, epoch=self._lead.epoch))
-        return Federation(self._lead.reader.lineage, model)
-
-    def _successor(self, committer: Committer, saved: checkpoint.Checkpoint, head: ManifestRecord) -> ManifestRecord:
-        """The checkpoint's content, unchanged; its model is published again unless the head has the same."""
-        at, plan = head.model_at, self._lead.reader.lineage.plan
-        if plan is not None and saved.manifest.model != head.manifest.model:
-            content = messages.encode_model(saved.manifest.run_id, saved.parameters)
-            at = committer.blobs.publish_model(content, plan, saved.manifest.run_id)
-        return ManifestRecord(self._lead.epoch, saved.content, saved.manifest, saved.hash, at, None)
+            state = ServerState.complete(plan, saved.state)
+            newest = committer.mended(saved.newest if use.missing else head, state, plan)
+            if use.missing:
+                committer.republish(saved, [*use.missing[:-1], newest], epoch=epoch)
+            else:
+                committer.repeat(newest, epoch=epoch)
+        return Federation(self._lead.reader.lineage, state)
 
     def _open_desk(self, federation: Federation) -> Desk:
         settings, limits = self._settings, federation.plan.limits
@@ -166,7 +161,7 @@ class Term:
         if delivery.queue in self._owners:
             desk.take(delivery, self._owners[delivery.queue])
         elif delivery.queue == OPERATIONS:
-            self._note(desk.take_operation(delivery))
+            self._note(Orders(desk).take(delivery))
 
     def _note(self, operation: Operation | None) -> None:
         if operation is None:
@@ -186,9 +181,10 @@ class Term:
             self._broker.cancel(update_queue(institution))
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
-        record = committer.commit(desk.federation, desk.settled, desk.hints)
+        record = committer.commit(desk.federation, self._lead.epoch, desk.settled, desk.hints)
+        new_version = record.manifest.version > desk.federation.head.manifest.version
         desk.federation.advance(self._lead.reader.lineage)
-        desk.committed()
+        desk.committed(new_version=new_version)
         self._group = 0
         while self._orders:
             self._heed(desk, self._orders.pop(0))

@@ -1,14 +1,16 @@
 """Reading and writing the two shared streams: the lineage and the model blobs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import structlog
 
-from broker_config.topology import LINEAGE, MODEL
+from broker_config.topology import LINEAGE, MODEL, STATE
 from shared import codec, lineage, messages
 from shared.broker import Broker, Delivery, Header, Message
 from shared.chunks import Assembly, head, split
+from shared.codec import Encoded
 from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
 from shared.messages import Claim, Location, ManifestRecord
 from shared.parameters import Parameters
@@ -63,17 +65,34 @@ class BlobWriter:
     def __init__(self, broker: Broker, stream: str) -> None:
         self._broker = broker
         self._stream = stream
-        self._next_offset = 1 + last_offset(broker, stream)
+        self._next_offset: int | None = None
 
-    def publish_model(self, content: bytes, plan: Plan, run_id: str) -> Location:
-        """A model blob, named by its hash; returns once every chunk is confirmed."""
-        start, chunks = self._next_offset, 0
-        identity, chunk_bytes = codec.content_hash(content), plan.limits.chunk_bytes
-        for message in split(content, kind="model", run_id=run_id, identity=identity, chunk_bytes=chunk_bytes):
-            self._broker.publish(self._stream, message)
-            self._next_offset += 1
-            chunks += 1
-        return Location(offset=start, chunks=chunks)
+    def place(self, blob: Encoded, plan: Plan) -> Location:
+        """Where the blob will stand if it is the next one published."""
+        if self._next_offset is None:
+            self._next_offset = 1 + last_offset(self._broker, self._stream)
+        return Location(offset=self._next_offset, chunks=max(1, -(-blob.size // plan.limits.chunk_bytes)))
+
+    def publish(self, blob: Encoded, kind: str, plan: Plan, run_id: str, *, beginning: int = 0) -> Location:
+        """A blob, named by its hash, from the chunk `beginning` on; returns once every chunk is confirmed."""
+        at = self.place(blob, plan)
+        chunks = split(blob, kind=kind, run_id=run_id, identity=blob.hash, chunk_bytes=plan.limits.chunk_bytes)
+        self._broker.publish_all(self._stream, islice(chunks, beginning, None))
+        self._next_offset = at.offset + at.chunks - beginning
+        return at
+
+    def complete(self, blob: Encoded, kind: str, plan: Plan, run_id: str, *, at: Location) -> Location:
+        """Sees to it that a blob stands whole in the stream: continues after the chunks that are there from `at` on."""
+        start, present = self.place(blob, plan).offset, 0
+        for delivery in self._broker.read(self._stream, at.offset, count=None, idle_seconds=IDLE_SECONDS):
+            headers = delivery.message.headers
+            if headers.get("id") == blob.hash and headers.get("chunk") == present:
+                start, present = (delivery.offset or 0) if present == 0 else start, present + 1
+            if present == at.chunks:
+                break
+        if present < at.chunks:
+            self.publish(blob, kind, plan, run_id, beginning=present)
+        return Location(offset=start, chunks=at.chunks)
 
 
 def last_offset(broker: Broker, stream: str) -> int:
@@ -85,7 +104,7 @@ def last_offset(broker: Broker, stream: str) -> int:
 
 def fetch_blob(
     broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL, idle_seconds: float = FETCH_IDLE_SECONDS
-) -> bytes:
+) -> memoryview:
     """Reads a blob from its stream and checks it against its name.
 
     Raises BrokerUnavailableError when chunks are missing: the manifest that names them may be ahead of a replica.
@@ -115,11 +134,32 @@ def fetch_model(broker: Broker, head: ManifestRecord) -> Parameters:
     return messages.decode_model(blob, max_bytes=head.manifest.model.size)
 
 
+def fetch_state(broker: Broker, head: ManifestRecord) -> Parameters:
+    """What a manifest names beside its model for successors; empty where there is nothing."""
+    name, at = head.manifest.state, head.state_at
+    if name is None or at is None:
+        return {}
+    return messages.decode_model(fetch_blob(broker, at, name, stream=STATE), max_bytes=name.size, kind="state")
+
+
 def newest(broker: Broker) -> tuple[ManifestRecord, lineage.Lineage]:
     """The lineage's head and what is known with it, for whoever only looks."""
     reader = LineageReader(broker)
     reader.catch_up()
     return reader.current()
+
+
+def records_of(broker: Broker) -> Iterator[ManifestRecord]:
+    """Every manifest of the chain that the lineage still holds, from the oldest on."""
+    told: list[ManifestRecord] = []
+    reader = LineageReader(broker, on_record=lambda record, _delivery: told.append(record))
+    end = last_offset(broker, LINEAGE)
+    for delivery in broker.read(LINEAGE, "first", count=None, idle_seconds=IDLE_SECONDS):
+        reader.take(delivery)
+        yield from told
+        told.clear()
+        if delivery.offset is not None and delivery.offset >= end:
+            return
 
 
 class LineageReader:
@@ -128,37 +168,50 @@ class LineageReader:
     def __init__(self, broker: Broker, *, on_record: Callable[[ManifestRecord, Delivery], None] | None = None) -> None:
         self.lineage = lineage.Lineage()
         self.head_at: int = -1
+        self.read_to: int = -1
         self._broker = broker
         self._on_record = on_record
 
-    def catch_up(self) -> None:
+    def catch_up(self, *, all_bases: bool = False) -> None:
         """Reads back from the end, twice as far each time, until it holds a whole table; then stays subscribed.
 
-        Raises UninitialisedError on an empty lineage, TopologyError on one that nothing can be made of.
+        `all_bases`: and the model hash of every version that an update may still be based on. Raises UninitialisedError on an
+        empty lineage, TopologyError on one that nothing can be made of.
         """
         end = last_offset(self._broker, LINEAGE)
         if end < 0:
             raise UninitialisedError(f"{LINEAGE} is empty; run `fedqueue init` first, it makes version 0")
-        look_back = FIRST_LOOK_BACK
+        look_back, former_start = FIRST_LOOK_BACK, -1
         while True:
             start = max(0, end - look_back + 1)
             self._read_from(start, end)
-            if self.lineage.complete:
+            if self.lineage.complete and not (all_bases and self._lacks_bases()):
                 break
-            if start == 0:
-                raise TopologyError(f"{LINEAGE} holds no valid chain from its first record on; do not start a new run over it")
-            look_back *= 2
+            if start == 0 or self.lineage.start == former_start:
+                break  # that is all there is
+            look_back, former_start = 2 * look_back, self.lineage.start
+        if not self.lineage.complete:
+            raise TopologyError(f"{LINEAGE} holds no valid chain from its first record on; do not start a new run over it")
         self._broker.consume(LINEAGE, prefetch=LINEAGE_PREFETCH, start=end + 1)
+
+    def _lacks_bases(self) -> bool:
+        head, known = self.current()
+        staleness = known.plan.aggregation.staleness.max_staleness if known.plan else 0
+        return min(known.bases) > max(0, head.manifest.version - min(staleness, lineage.KEPT_BASES - 1))
 
     def _read_from(self, start: int, end: int) -> None:
         self.lineage = lineage.Lineage()
+        first = True
         for delivery in self._broker.read(LINEAGE, start, count=None, idle_seconds=2 * IDLE_SECONDS):
+            if first:  # later than asked for where the stream's retention has cut its beginning
+                self.lineage, first = lineage.Lineage(start=delivery.offset or 0), False
             self.take(delivery)
             if delivery.offset is not None and delivery.offset >= end:
                 return
 
     def take(self, delivery: Delivery) -> lineage.Verdict:
         """Folds one delivery of the lineage stream."""
+        self.read_to = delivery.offset if delivery.offset is not None else self.read_to
         try:
             body, kind = delivery.message.body, delivery.message.kind
             if kind == "claim":

@@ -11,7 +11,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 from shared.broker import Header, Message
-from shared.codec import SCHEMA_VERSION, content_hash
+from shared.codec import SCHEMA_VERSION, Encoded
 from shared.errors import MalformedMessageError, UnsupportedSchemaError
 
 PLAIN = "plain"
@@ -48,26 +48,30 @@ class ChunkHead:
 
 
 def split(
-    content: bytes, *, kind: str, run_id: str, identity: str, chunk_bytes: int, about: Mapping[str, Header] | None = None
+    content: bytes | Encoded,
+    *,
+    kind: str,
+    run_id: str,
+    identity: str,
+    chunk_bytes: int,
+    about: Mapping[str, Header] | None = None,
 ) -> Iterator[Message]:
     """Cuts a content into chunks of at most `chunk_bytes`; `about` adds headers for people. One message when it fits."""
-    digest = content_hash(content)
-    count = max(1, -(-len(content) // chunk_bytes))
-    view = memoryview(content)
-    for index in range(count):
+    whole = content if isinstance(content, Encoded) else Encoded([content])
+    digest, count = whole.hash, max(1, -(-whole.size // chunk_bytes))
+    for index, body in enumerate(whole.cut(chunk_bytes)):
         headers: dict[str, Header] = {
             "schema": SCHEMA_VERSION,
             "run": run_id,
             "id": identity,
             "chunk": index,
             "chunks": count,
-            "size": len(content),
+            "size": whole.size,
             "sha256": digest,
             "content": digest,
             "envelope": PLAIN,
             "signature": "",
         }
-        body = content if count == 1 else bytes(view[index * chunk_bytes : (index + 1) * chunk_bytes])
         yield Message(body, kind, f"{identity}#{index}", headers | dict(about or {}))
 
 
@@ -99,57 +103,59 @@ def _text(headers: Mapping[str, Header], name: str, limit: int) -> str:
     return value
 
 
-def open_envelope(first: ChunkHead, enveloped: bytes) -> bytes:
-    """The content of a complete upload, its hashes checked."""
-    if first.envelope != PLAIN:
-        raise MalformedMessageError(f"the envelope {first.envelope!r} is not known here")
-    if len(enveloped) != first.size:
-        raise MalformedMessageError(f"{len(enveloped)} bytes came, {first.size} were announced")
-    if hashlib.sha256(enveloped).hexdigest() != first.sha256 or first.content != first.sha256:
-        raise MalformedMessageError("the bytes do not have the announced SHA-256")
+def open_envelope(only: ChunkHead, enveloped: bytes) -> bytes:
+    """The content of an upload of one chunk, its hashes checked."""
+    _check_whole(only, len(enveloped), hashlib.sha256(enveloped).hexdigest())
     return enveloped
 
 
+def _check_whole(first: ChunkHead, size: int, digest: str) -> None:
+    if first.envelope != PLAIN:
+        raise MalformedMessageError(f"the envelope {first.envelope!r} is not known here")
+    if size != first.size:
+        raise MalformedMessageError(f"{size} bytes came, {first.size} were announced")
+    if digest != first.sha256 or first.content != first.sha256:
+        raise MalformedMessageError("the bytes do not have the announced SHA-256")
+
+
 class Assembly:
-    """Chunks of one upload, in order, written to `sink` (a spool file, or memory).
+    """Chunks of one upload, in order, written to `sink` (a spool file; memory where none is given) and hashed as they come.
 
     A chunk that is already there is ignored; one that leaves a gap, or disagrees with the first, is an error.
     """
 
     def __init__(self, first: ChunkHead, sink: BinaryIO | None = None) -> None:
         self.first = first
-        self._sink = sink or BytesIO()
+        self.received = 0
+        self._memory = BytesIO()
+        self._sink = sink or self._memory
         self._size = 0
-        self._next = 0
+        self._digest = hashlib.sha256()
 
     def add(self, chunk: ChunkHead, body: bytes) -> bool:
         """Takes one chunk; True once the content is complete."""
         if not chunk.same_whole(self.first):
             raise MalformedMessageError("chunks of one id disagree about the whole")
-        if chunk.chunk < self._next:
+        if chunk.chunk < self.received:
             return self.complete
-        if chunk.chunk > self._next or self._size + len(body) > self.first.size:
-            raise MalformedMessageError(f"chunk {chunk.chunk} came where {self._next} was expected")
+        if chunk.chunk > self.received or self._size + len(body) > self.first.size:
+            raise MalformedMessageError(f"chunk {chunk.chunk} came where {self.received} was expected")
         self._sink.write(body)
+        self._digest.update(body)
         self._size += len(body)
-        self._next += 1
+        self.received += 1
         return self.complete
-
-    @property
-    def received(self) -> int:
-        """How many chunks are there."""
-        return self._next
 
     @property
     def complete(self) -> bool:
         """Whether every chunk is there."""
-        return self._next == self.first.chunks
+        return self.received == self.first.chunks
 
-    def close(self) -> None:
-        """Lets go of the sink."""
-        self._sink.close()
+    def check(self) -> None:
+        """Raises MalformedMessageError where what came is not what was announced."""
+        _check_whole(self.first, self._size, self._digest.hexdigest())
 
-    def content(self) -> bytes:
-        """The content, its hashes checked."""
-        self._sink.seek(0)
-        return open_envelope(self.first, self._sink.read())
+    def content(self) -> memoryview:
+        """The content that was kept in memory, its hashes checked."""
+        self.check()
+        return self._memory.getbuffer()

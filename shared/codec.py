@@ -5,15 +5,17 @@ A tensor is [name, dtype, shape, encoding, scale, data]: little-endian, C order.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.errors import MalformedMessageError, UnsupportedSchemaError
-from shared.parameters import Array, Parameters
+from shared.parameters import Array, Parameters, from_bfloat16, to_bfloat16
 
 SCHEMA_VERSION = 1
 MAX_TENSORS = 4096
@@ -25,8 +27,9 @@ RAW = "raw"
 _MAX_TENSOR_HEAD_BYTES = 1024
 _MAX_ELEMENTS = 2**40
 _BIN_HEADER_BYTES = {0xC4: 2, 0xC5: 3, 0xC6: 5}
-_FLOAT32 = "float32"
-_DTYPES = {_FLOAT32: np.dtype("<f4")}
+Dtype = Literal["float32", "bfloat16"]
+"""How a tensor's numbers travel; in memory they are float32."""
+_STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,18 +46,76 @@ def content_hash(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A content as a row of buffers, so that one of 400 MB need not be put together in memory."""
+
+    buffers: Sequence[bytes | memoryview]
+
+    @cached_property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(len(buffer) for buffer in self.buffers)
+
+    @cached_property
+    def hash(self) -> str:
+        """See `content_hash`."""
+        digest = hashlib.sha256()
+        for buffer in self.buffers:
+            digest.update(buffer)
+        return digest.hexdigest()
+
+    def cut(self, piece_bytes: int) -> Iterator[bytes]:
+        """The content in pieces of `piece_bytes`, the last one shorter; one piece at least."""
+        if self.size <= piece_bytes:
+            yield self.joined()
+            return
+        piece = bytearray()
+        for buffer in self.buffers:
+            rest = memoryview(buffer)
+            while len(piece) + len(rest) >= piece_bytes:
+                room = piece_bytes - len(piece)
+                yield b"".join((piece, rest[:room]))
+                rest = rest[room:]
+                piece.clear()
+            piece += rest
+        if piece:
+            yield bytes(piece)
+
+    def joined(self) -> bytes:
+        """The content in one piece."""
+        return b"".join(self.buffers)
+
+
 def encode(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = None) -> bytes:
     """The same input gives the same bytes on every machine: maps keep their order, tensors go by name."""
-    packed: bytes = msgpack.packb(
-        [SCHEMA_VERSION, kind, fields, [_pack_tensor(name, array) for name, array in sorted((tensors or {}).items())]]
-    )
-    return packed
+    return encode_parts(kind, fields, tensors).joined()
+
+
+def encode_parts(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = None, *, dtype: Dtype = "float32") -> Encoded:
+    """As `encode`; float32 tensors are views of their arrays, which must not change while the result is in use."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(4)
+    for value in (SCHEMA_VERSION, kind, fields):
+        packer.pack(value)
+    packer.pack_array_header(len(tensors or {}))
+    buffers: list[bytes | memoryview] = []
+    for name, array in sorted((tensors or {}).items()):
+        stored: NDArray[Any] = to_bfloat16(array) if dtype == "bfloat16" else array
+        little = np.ascontiguousarray(stored, dtype=_STORED[dtype])
+        packer.pack_array_header(6)
+        for part in (name, dtype, list(array.shape), RAW, None):
+            packer.pack(part)
+        buffers += [packer.bytes() + _bin_header(little.nbytes), little.reshape(-1).view(np.uint8).data]
+        packer.reset()
+    return Encoded(buffers or [packer.bytes()])
 
 
 def decode(body: bytes | memoryview, *, max_bytes: int, max_fields_bytes: int = MAX_FIELDS_BYTES) -> Content:
     """Checks every declared length before memory is taken for it: the body against `max_bytes`, the fields on their own.
 
-    Raises MalformedMessageError or UnsupportedSchemaError. Arrays are read-only views into `body`.
+    Raises MalformedMessageError or UnsupportedSchemaError. Arrays of float32 are read-only views into `body`, those of
+    bfloat16 are new.
     """
     if len(body) > max_bytes:
         raise MalformedMessageError(f"{len(body)} bytes are more than the {max_bytes} allowed here")
@@ -98,9 +159,12 @@ def _read_small(unpacker: Any, body: memoryview, count: int, *, max_bytes: int) 
     return [reader.unpack() for _ in range(count)]
 
 
-def _pack_tensor(name: str, array: Array) -> list[Any]:
-    little = np.ascontiguousarray(array, dtype=_DTYPES[_FLOAT32])
-    return [name, _FLOAT32, list(array.shape), RAW, None, little.data.cast("B") if little.size else b""]
+def _bin_header(data_bytes: int) -> bytes:
+    """What msgpack puts before a byte string: the shortest form, as its own packer chooses it."""
+    for first, width in ((0xC4, 1), (0xC5, 2), (0xC6, 4)):
+        if data_bytes < 1 << (8 * width):
+            return bytes([first]) + data_bytes.to_bytes(width, "big")
+    raise ValueError(f"a tensor of {data_bytes} bytes does not fit into msgpack")
 
 
 def _read_tensors(unpacker: Any, body: memoryview) -> dict[str, Array]:
@@ -122,14 +186,15 @@ def _read_tensor(unpacker: Any, body: memoryview) -> tuple[str, Array]:
     name, dtype, shape, encoding, scale = _read_small(unpacker, body, 5, max_bytes=_MAX_TENSOR_HEAD_BYTES)
     if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedMessageError(f"a tensor's name must be a string of at most {MAX_NAME_BYTES} bytes")
-    if not isinstance(dtype, str) or dtype not in _DTYPES or encoding != RAW or scale is not None:
+    if not isinstance(dtype, str) or dtype not in _STORED or encoding != RAW or scale is not None:
         raise MalformedMessageError(f"the tensor {name!r} has an unknown dtype or encoding")
     if not _is_shape(shape):
         raise MalformedMessageError(f"the tensor {name!r} has an impossible shape")
     data = _read_data(unpacker, body)
-    if data is None or len(data) != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if data is None or len(data) != math.prod(shape) * _STORED[dtype].itemsize:
         raise MalformedMessageError(f"the tensor {name!r} does not hold as many bytes as its shape needs")
-    return name, np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
+    stored = np.frombuffer(data, dtype=_STORED[dtype]).reshape(shape)
+    return name, from_bfloat16(stored) if dtype == "bfloat16" else stored
 
 
 def _read_data(unpacker: Any, body: memoryview) -> memoryview | None:

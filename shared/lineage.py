@@ -3,7 +3,9 @@
 A manifest is valid if its epoch is the highest claimed so far and it either repeats the head's content (the head stays,
 this copy's epoch and blob locations replace the old ones) or names the head's hash and has its version or the next. The
 first of a run is version 0 without a predecessor. A reader that starts in the middle trusts nothing before it meets a
-claim followed by a manifest of that epoch, or two manifests of one epoch, the second naming the first.
+claim followed by a manifest of that epoch, or two manifests of one epoch, the second naming the first. Such a claim must
+have been made by an aggregator that knew everything before the reader's start (`Claim.after`): else a higher claim may be
+hidden there, and a deposed leader's last manifest behind it.
 """
 
 from collections.abc import Mapping
@@ -23,10 +25,12 @@ KEPT_HASHES = 64
 class Lineage:
     """What a reader knows after the records it has folded."""
 
+    start: int = 0
+    """The offset of the first record that this reader has read."""
     epoch: int = 0
     """The highest epoch claimed."""
     claims: bool = False
-    """Whether that claim itself was read, not only a manifest under it."""
+    """Whether that claim itself was read and no higher one can be hidden before `start`."""
     head: ManifestRecord | None = None
     candidate: ManifestRecord | None = None
     """The last manifest seen while nothing can be trusted yet."""
@@ -53,7 +57,8 @@ def fold_claim(lineage: Lineage, claim: Claim) -> tuple[Lineage, Verdict]:
     """A claim counts only if its epoch is higher than every earlier one."""
     if claim.epoch <= lineage.epoch:
         return lineage, "ignored"
-    return replace(lineage, epoch=claim.epoch, claims=True), "claim"
+    known = lineage.head is not None or lineage.claims or claim.after + 1 >= lineage.start
+    return replace(lineage, epoch=claim.epoch, claims=known, candidate=None), "claim"
 
 
 def fold(lineage: Lineage, record: ManifestRecord) -> tuple[Lineage, Verdict]:
@@ -75,7 +80,7 @@ def _fold_untrusted(lineage: Lineage, record: ManifestRecord) -> tuple[Lineage, 
     if lineage.claims and record.epoch == lineage.epoch:
         return _trust(lineage, record), "extended"
     if lineage.claims:
-        return lineage, "ignored"
+        return lineage, "ignored"  # of an epoch that nobody claimed
     first = lineage.candidate
     if first is not None and first.epoch == record.epoch and _follows(record, first):
         return _extend(_trust(lineage, first), record), "extended"

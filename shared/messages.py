@@ -105,12 +105,32 @@ class Operation(Frozen):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class Letter(Frozen):
+    """A dead letter, as the arguments of the order to requeue it. `headers` are the letter's own."""
+
+    author: InstitutionId
+    kind: Annotated[str, Field(max_length=40)]
+    message_id: Annotated[str, Field(max_length=200)]
+    headers: dict[str, int | str | bool]
+    body: bytes
+
+    @property
+    def order_id(self) -> str:
+        """The id of that order. It follows from the letter, so that no letter is taken back twice."""
+        return hashlib.sha256(f"requeue {self.message_id} {self.headers.get('content')}".encode()).hexdigest()[:32]
+
+
 class Claim(Frozen):
-    """An aggregator's claim to lead; it counts only if its epoch is above every earlier one in stream order."""
+    """An aggregator's claim to lead; it counts only if its epoch is above every earlier one in stream order.
+
+    `after` is the offset of the last record that the claimant had read: its epoch is above every claim up to there. So a
+    reader that has read on from there knows all claims that matter, and one that started later does not.
+    """
 
     run_id: RunId
     epoch: Annotated[int, Field(ge=1)]
     claimant: Annotated[str, Field(max_length=200)]
+    after: Annotated[int, Field(ge=-1)]
 
 
 class BlobName(Frozen):
@@ -252,22 +272,32 @@ def decode(body_type: type[Body], kind: str, body: bytes, *, max_bytes: int) -> 
     return parse(body_type, kind, content)
 
 
-def decode_update(body: bytes, *, max_bytes: int) -> tuple[Update, Parameters]:
+def decode_update(body: bytes | memoryview, *, max_bytes: int) -> tuple[Update, Parameters]:
     """An update's fields and its delta; the arrays are read-only views into `body`."""
     content = codec.decode(body, max_bytes=max_bytes, max_fields_bytes=SMALL_BYTES)
     return parse(Update, "update", content), content.tensors
 
 
-def encode_model(run_id: str, parameters: Parameters) -> bytes:
+def encode_parts(kind: str, fields: Frozen, tensors: Parameters) -> codec.Encoded:
+    """As `encode`, for tensors too large to stand in memory twice; they must not change while the result is in use."""
+    return codec.encode_parts(kind, fields.model_dump(), tensors)
+
+
+def encode_model(run_id: str, parameters: Parameters, dtype: codec.Dtype = "float32") -> codec.Encoded:
     """A model blob. Equal parameters of a run give equal bytes, so that the hash names the model."""
-    return codec.encode("model", {"run_id": run_id}, parameters)
+    return codec.encode_parts("model", {"run_id": run_id}, parameters, dtype=dtype)
 
 
-def decode_model(body: bytes, *, max_bytes: int) -> Parameters:
-    """The parameters of a model blob, as read-only views into `body`."""
+def encode_state(run_id: str, tensors: Parameters) -> codec.Encoded:
+    """A state blob: what a successor needs beyond the model blob, to the bit."""
+    return codec.encode_parts("state", {"run_id": run_id}, tensors)
+
+
+def decode_model(body: bytes | memoryview, *, max_bytes: int, kind: Literal["model", "state"] = "model") -> Parameters:
+    """The parameters of a model or state blob; those of float32 are read-only views into `body`."""
     content = codec.decode(body, max_bytes=max_bytes)
-    if content.kind != "model":
-        raise MalformedMessageError(f"a message of kind {content.kind[:40]!r} where 'model' was expected")
+    if content.kind != kind:
+        raise MalformedMessageError(f"a message of kind {content.kind[:40]!r} where {kind!r} was expected")
     return content.tensors
 
 

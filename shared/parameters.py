@@ -11,6 +11,8 @@ from shared.errors import IncompatibleUpdateError
 Array = NDArray[np.float32]
 Parameters = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
+BLOCK = 2**16
+"""How many values are worked on at a time: they stay in the processor's cache, and no whole array is made in between."""
 
 
 def shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
@@ -49,3 +51,20 @@ def copy(parameters: Parameters) -> dict[str, Array]:
 def subtract(left: Parameters, right: Parameters) -> dict[str, Array]:
     """left - right, array by array; both have the same names and shapes."""
     return {name: np.ascontiguousarray(left[name] - right[name], dtype=np.float32) for name in right}
+
+
+def to_bfloat16(array: Array) -> NDArray[np.uint16]:
+    """The upper halves of the bits, rounded to the nearest, ties to even (as torch does); NaN stays NaN."""
+    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
+    rounded = np.empty(flat.size, dtype=np.uint16)
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        bits = block.view(np.uint32)
+        upper = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+        rounded[start : start + BLOCK] = np.where(np.isnan(block), 0x7FC0, upper)
+    return rounded.reshape(array.shape)
+
+
+def from_bfloat16(upper_halves: NDArray[np.uint16]) -> Array:
+    """The float32 values, exactly."""
+    return (upper_halves.astype(np.uint32) << 16).view(np.float32)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.codec import content_hash, encode
+from shared.codec import Dtype, content_hash, encode
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -27,7 +27,10 @@ class StalenessRule(Frozen):
 
 
 class AggregationPlan(Frozen):
-    """When a version is made, and of what. `buffer_size` is K; it is capped so that nobody waits, unless `exact_buffer`."""
+    """When a version is made, and of what. `buffer_size` is K; it is capped so that nobody waits, unless `exact_buffer`.
+
+    `server_momentum` is beta of FedAvgM (Hsu, Qi & Brown 2019, section 3.1); 0 is plain averaging.
+    """
 
     rule: Literal["fedavg"] = "fedavg"
     staleness: StalenessRule = StalenessRule()
@@ -35,6 +38,7 @@ class AggregationPlan(Frozen):
     exact_buffer: bool = False
     max_wait_seconds: Positive = 5.0
     server_learning_rate: Positive = 1.0
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class PrivacyPlan(Frozen):
@@ -63,16 +67,21 @@ class Ending(Frozen):
 
 
 class Limits(Frozen):
-    """Declared sizes, checked before memory is taken."""
+    """Declared sizes, checked before memory is taken.
+
+    Versions are at least `version_spacing_seconds` apart, so that a slow link can finish a download before the stream that
+    holds the last models drops it.
+    """
 
     institutions: Annotated[int, Field(ge=1)] = 200
     update_bytes: Annotated[int, Field(ge=1024)] = 64 * 2**20
     chunk_bytes: Annotated[int, Field(ge=1024, le=15 * 2**20)] = 4 * 2**20
     manifest_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
+    version_spacing_seconds: NotNegative = 0.0
 
 
 class Plan(Frozen):
-    """The whole agreement. Two plans are the same if their hashes are."""
+    """The whole agreement. Two plans are the same if their hashes are. `broadcast` is the type of the numbers in model blobs."""
 
     task: str
     task_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -81,6 +90,7 @@ class Plan(Frozen):
     privacy: PrivacyPlan = PrivacyPlan()
     ending: Ending = Ending()
     limits: Limits = Limits()
+    broadcast: Dtype = "float32"
 
     @property
     def hash(self) -> str:

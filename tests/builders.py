@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from aggregator_worker.federation import Federation
+from aggregator_worker.server_state import ServerState
 from shared import codec, lineage, messages
 from shared.chunks import split
 from shared.lineage import Lineage
@@ -136,9 +137,9 @@ def a_record(
     return messages.manifest_record(epoch, manifest, Location(offset=offset, chunks=1))
 
 
-def a_claim(epoch: int, claimant: str = "leader") -> Claim:
+def a_claim(epoch: int, claimant: str = "leader", *, after: int = -1) -> Claim:
     """A claim to lead."""
-    return Claim(run_id=RUN, epoch=epoch, claimant=claimant)
+    return Claim(run_id=RUN, epoch=epoch, claimant=claimant, after=after)
 
 
 def folded(*items: Claim | ManifestRecord, start: Lineage | None = None) -> Lineage:
@@ -152,10 +153,10 @@ def folded(*items: Claim | ManifestRecord, start: Lineage | None = None) -> Line
 def a_federation(model: Parameters, plan: Plan | None = None, table: Mapping[str, Entry] | None = None) -> Federation:
     """A federation at version 0."""
     plan = plan or a_plan()
-    content = messages.encode_model(RUN, model)
-    blob = BlobName(hash=codec.content_hash(content), size=len(content))
+    content = messages.encode_model(RUN, model, plan.broadcast)
+    blob = BlobName(hash=content.hash, size=content.size)
     zero = a_record(0, model=blob, plan=plan, plan_hash=plan.hash, table=a_table(table))
-    return Federation(folded(a_claim(1), zero), model)
+    return Federation(folded(a_claim(1), zero), ServerState.of(plan, model))
 
 
 def as_messages(body: Update | Hello, delta: Parameters | None = None, *, chunk_bytes: int = 2**20) -> list[Any]:
@@ -172,8 +173,9 @@ def identity_of(body: Update | Hello) -> str:
 
 def commit(federation: Federation, *, epoch: int = 1) -> ManifestRecord:
     """Settles what is pending, as the worker does, without a broker."""
-    content = messages.encode_model(RUN, federation.model)
-    manifest = federation.next_manifest(BlobName(hash=codec.content_hash(content), size=len(content)), {})
+    federation.finish_version()
+    content = messages.encode_model(RUN, federation.state.model)
+    manifest = federation.next_manifest(BlobName(hash=content.hash, size=content.size), None, {})
     record = messages.manifest_record(epoch, manifest, Location(offset=0, chunks=1))
     federation.advance(folded(record, start=federation.lineage))
     return record

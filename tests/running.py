@@ -48,8 +48,8 @@ def begin(server: Server, plan: Plan, members: Sequence[str] = NAMES, *, model: 
     """Version 0 on empty streams, without the second that `aggregator_worker.genesis` takes to be sure that they are."""
     operator = server.connect("operator")
     publish_claim(operator, a_claim(1))
-    content = messages.encode_model(RUN, model)
-    blob = BlobName(hash=codec.content_hash(content), size=len(content))
+    content = messages.encode_model(RUN, model, plan.broadcast)
+    blob = BlobName(hash=content.hash, size=content.size)
     chunks = list(split(content, kind="model", run_id=RUN, identity=blob.hash, chunk_bytes=plan.limits.chunk_bytes))
     for chunk in chunks:
         operator.publish(MODEL, chunk)
@@ -130,7 +130,7 @@ def require_replay(watch: Watch, delta_of: Callable[[Settlement, Parameters], Pa
             if each.outcome == "aggregated":
                 fold_in_place(model, delta_of(each, models[each.base_version]), float.fromhex(each.weight))
         models[version] = model
-        assert codec.content_hash(messages.encode_model(RUN, model)) == record.manifest.model.hash
+        assert messages.encode_model(RUN, model).hash == record.manifest.model.hash
 
 
 def term_settings(folder: Path, members: Callable[[], list[str]] = lambda: list(NAMES)) -> TermSettings:

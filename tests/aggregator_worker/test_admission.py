@@ -105,10 +105,10 @@ def test_an_update_on_a_base_that_is_not_in_the_lineage_is_stale():
     assert outcome(an_update(base=records[5], base_hash="e" * 64), lineage=lineage)[0] == "stale"
 
 
-def test_a_base_from_before_the_readers_start_is_taken_on_trust():
+def test_a_base_that_the_lineage_does_not_tell_is_stale():
     _, records = lineage_with()
     late = folded(*records[3:])
-    assert outcome(an_update(base=records[1]), lineage=late)[0] == "aggregated"
+    assert outcome(an_update(base=records[1]), lineage=late) == ("stale", "its base is not in the lineage")
 
 
 def test_an_update_made_under_another_plan_is_stale():

@@ -5,7 +5,8 @@ import pytest
 import safetensors.numpy
 
 from aggregator_worker import checkpoint
-from aggregator_worker.checkpoint import decide, load, save
+from aggregator_worker.checkpoint import Restoration, decide, load, save
+from shared import messages
 from shared.errors import CheckpointError, StorageError
 from tests.builders import a_claim, a_record, array, folded
 
@@ -15,24 +16,24 @@ ONE = a_record(1, after=ZERO)
 TWO = a_record(2, after=ONE)
 
 
-def saved(folder: Path, record, model=MODEL):
-    save(folder, record.content, record.epoch, model)
+def saved(folder: Path, *records, state=MODEL):
+    save(folder, [messages.encode_record(record) for record in records], state)
     found = load(folder)
     assert found is not None
     return found
 
 
 def test_a_checkpoint_is_read_back_as_it_was_saved(tmp_path):
-    found = saved(tmp_path, ONE)
-    assert (found.content, found.hash, found.manifest) == (ONE.content, ONE.hash, ONE.manifest)
-    assert {name: array.tobytes() for name, array in found.parameters.items()} == {
+    found = saved(tmp_path, ZERO, ONE)
+    assert (list(found.records), found.newest) == ([ZERO, ONE], ONE)
+    assert {name: array.tobytes() for name, array in found.state.items()} == {
         name: array.tobytes() for name, array in MODEL.items()
     }
 
 
 def test_the_newer_checkpoint_replaces_the_older(tmp_path):
     saved(tmp_path, ZERO)
-    assert saved(tmp_path, ONE, {"w": array(9)}).hash == ONE.hash
+    assert saved(tmp_path, ONE, state={"w": array(9)}).newest == ONE
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
 
 
@@ -54,11 +55,11 @@ def damaged_by(change):
         pytest.param(damaged_by(lambda content: content[:40]), id="cut off"),
         pytest.param(damaged_by(lambda content: b""), id="empty"),
         pytest.param(damaged_by(lambda content: bytes(len(content))), id="zeros"),
-        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path), id="no manifest"),
-        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "%%"}), id="no base64"),
-        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "AAAA"}), id="no manifest in it"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path), id="no records"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"records": "%%"}), id="no base64"),
+        pytest.param(lambda path: safetensors.numpy.save_file(MODEL, path, {"records": "AAAA"}), id="no list of records"),
         pytest.param(
-            lambda path: safetensors.numpy.save_file(MODEL, path, {"manifest": "lAKhbYCQ"}), id="a manifest of another schema"
+            lambda path: safetensors.numpy.save_file(MODEL, path, {"records": "kcQGlAKhbYCQ"}), id="a record of another schema"
         ),
     ],
 )
@@ -74,7 +75,7 @@ def test_a_write_that_was_cut_off_leaves_the_former_checkpoint(tmp_path):
     (tmp_path / f"{checkpoint.FILE_NAME}.new").write_bytes(b"half")
     found = load(tmp_path)
     assert found is not None
-    assert found.hash == ONE.hash
+    assert found.newest == ONE
 
 
 @pytest.fixture
@@ -90,51 +91,59 @@ def a_disk_with_room_for_100_kilobytes():
 def test_a_full_disk_keeps_the_former_checkpoint_and_says_so(tmp_path):
     saved(tmp_path, ONE)
     with pytest.raises(StorageError, match="free space"):
-        save(tmp_path, TWO.content, 1, {"w": array(*range(50_000))})
+        save(tmp_path, [messages.encode_record(TWO)], {"w": array(*range(50_000))})
     found = load(tmp_path)
     assert found is not None
-    assert found.hash == ONE.hash
+    assert found.newest == ONE
 
 
 def test_a_missing_folder_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="gone"):
-        save(tmp_path / "gone", ONE.content, 1, MODEL)
+        save(tmp_path / "gone", [messages.encode_record(ONE)], MODEL)
 
 
-def a_checkpoint(tmp_path, record):
-    return saved(tmp_path, record)
+def judged(tmp_path, chain, *records):
+    use = decide(folded(a_claim(1), *chain), saved(tmp_path, *records))
+    return use.state, list(use.missing)
 
 
-def test_without_a_checkpoint_the_model_is_fetched():
-    assert decide(folded(a_claim(1), ZERO), None) == "fetch"
+def test_without_a_checkpoint_the_state_comes_from_the_broker():
+    assert decide(folded(a_claim(1), ZERO), None) == Restoration("broker")
+
+
+ONE_X = a_record(1, after=ZERO, mark="x")
+TWO_X = a_record(2, after=ONE, mark="x")
 
 
 @pytest.mark.parametrize(
-    ("record", "chain", "use"),
+    ("records", "chain", "state", "missing"),
     [
-        pytest.param(ONE, (ZERO, ONE), "use", id="it is the head"),
-        pytest.param(TWO, (ZERO, ONE), "publish", id="it follows the head"),
-        pytest.param(ZERO, (ZERO, ONE), "fetch", id="it is further back"),
-        pytest.param(a_record(1, after=ZERO, mark="x"), (ZERO, ONE), "fetch", id="its predecessor has another successor"),
-        pytest.param(a_record(2, after=ONE, mark="x"), (ZERO, ONE, TWO), "fetch", id="a later one has another successor"),
+        pytest.param([ZERO, ONE], [ZERO, ONE], "checkpoint", [], id="its newest is the head"),
+        pytest.param([ONE, TWO], [ZERO, ONE], "checkpoint", [TWO], id="its newest follows the head"),
+        pytest.param([TWO], [ZERO, ONE], "checkpoint", [TWO], id="it holds nothing but the head's successor"),
+        pytest.param([ZERO, ONE, TWO], [ZERO], "checkpoint", [ONE, TWO], id="the stream has lost two"),
+        pytest.param([ZERO], [ZERO, ONE], "broker", [], id="it is further back"),
+        pytest.param([ZERO, ONE_X], [ZERO, ONE], "broker", [], id="its predecessor has another successor"),
+        pytest.param([ONE, TWO_X], [ZERO, ONE, TWO], "broker", [], id="a later one has another successor"),
+        pytest.param([ONE, TWO], [ZERO, ONE_X], "broker", [], id="the stream lost two and went on without them"),
     ],
 )
-def test_a_checkpoint_is_worth_what_the_chain_says(tmp_path, record, chain, use):
-    assert decide(folded(a_claim(1), *chain), a_checkpoint(tmp_path, record)) == use
+def test_a_checkpoint_is_worth_what_the_chain_says(tmp_path, records, chain, state, missing):
+    assert judged(tmp_path, chain, *records) == (state, missing)
 
 
 def test_a_checkpoint_is_used_whatever_epoch_it_was_saved_under(tmp_path):
-    lineage = folded(a_claim(1), ZERO, ONE, a_claim(5), a_record(1, after=ZERO, epoch=5))
-    assert decide(lineage, a_checkpoint(tmp_path, TWO)) == "publish"
+    chain = [ZERO, ONE, a_claim(5), a_record(1, after=ZERO, epoch=5)]
+    assert judged(tmp_path, chain, ONE, TWO) == ("checkpoint", [TWO])
 
 
 def test_a_checkpoint_of_another_run_is_an_error(tmp_path):
     other = a_record(1, after=ZERO, run_id="cd" * 8)
     with pytest.raises(CheckpointError, match="a folder of its own"):
-        decide(folded(a_claim(1), ZERO, ONE), a_checkpoint(tmp_path, other))
+        judged(tmp_path, [ZERO, ONE], other)
 
 
 def test_a_checkpoint_of_a_chain_that_the_stream_lost_is_an_error(tmp_path):
     ahead = a_record(9, after=a_record(8))
     with pytest.raises(CheckpointError, match="no manifest in common"):
-        decide(folded(a_claim(1), ZERO, ONE), a_checkpoint(tmp_path, ahead))
+        judged(tmp_path, [ZERO, ONE], ahead)

@@ -6,6 +6,7 @@ import pytest
 
 from aggregator_worker.desk import Desk
 from aggregator_worker.intake import Intake
+from aggregator_worker.orders import Orders
 from broker_config.memory import MemoryRabbit
 from broker_config.topology import DEAD_LETTERS, OPERATIONS, topology, update_queue
 from shared import messages
@@ -72,7 +73,7 @@ class Counter:
         self.rabbit.connect("operator").publish(OPERATIONS, Message(body, "operation", "x"))
         delivery = self.broker.receive(0)
         assert delivery is not None
-        self.desk.take_operation(delivery)
+        Orders(self.desk, lambda: self.now).take(delivery)
 
     def dead_letters(self) -> list[Message]:
         return [each.message for each in self._read(DEAD_LETTERS)]
@@ -107,16 +108,16 @@ def update(counter: Counter, sequence: int = 1, institution: str = "bank-a", **c
 def test_an_update_is_folded_and_stays_unacknowledged_until_the_commit(counter):
     counter.send(update(counter), 10, 20)
     # bank-a holds 100 of 1000 examples
-    assert counter.federation.model["w"].tolist() == pytest.approx([1.0, 2.0])
+    assert counter.federation.state.model["w"].tolist() == pytest.approx([1.0, 2.0])
     assert counter.settled() == [(1, "aggregated")]
     assert counter.unacknowledged() == len(counter.desk.settled) == 1
 
 
 def test_an_update_that_comes_again_is_counted_and_changes_nothing(counter):
     counter.send(update(counter), 10, 20)
-    before = counter.federation.model["w"].tobytes()
+    before = counter.federation.state.model["w"].tobytes()
     counter.send(update(counter), 10, 20)
-    assert counter.federation.model["w"].tobytes() == before
+    assert counter.federation.state.model["w"].tobytes() == before
     assert counter.entry().counters.duplicate == 1
     assert counter.settled() == [(1, "aggregated")]
     assert counter.unacknowledged() == 1
@@ -324,7 +325,7 @@ def test_after_a_commit_nothing_is_due(counter):
     counter.send(update(counter), 1, 1)
     counter.send(update(counter, institution="bank-b"), 1, 1)
     commit(counter.federation)
-    counter.desk.committed()
+    counter.desk.committed(new_version=True)
     assert not counter.desk.due()
     assert (counter.desk.settled, counter.desk.hints) == ([], [])
 
@@ -333,7 +334,7 @@ def test_an_order_that_was_settled_before_is_acknowledged_at_once(counter):
     counter.order(1)
     commit(counter.federation)
     counter.broker.ack(counter.desk.settled[0])
-    counter.desk.committed()
+    counter.desk.committed(new_version=True)
     counter.order(1)
     assert counter.unacknowledged() == 0
     assert not counter.desk.due()
@@ -343,7 +344,7 @@ def test_an_order_that_cannot_be_read_is_refused(counter):
     counter.rabbit.connect("operator").publish(OPERATIONS, Message(b"pause!", "operation", "x"))
     delivery = counter.broker.receive(0)
     assert delivery is not None
-    assert counter.desk.take_operation(delivery) is None
+    assert Orders(counter.desk).take(delivery) is None
     assert len(counter.dead_letters()) == 1
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aggregator_worker.admission import Admission
+from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import fold_in_place
 from aggregator_worker.federation import Federation, ending_reached
 from shared.messages import Counters, Entry, PrivacyStatement
@@ -38,14 +38,14 @@ def test_a_fresh_update_from_each_adds_up_to_federated_averaging():
     settle(federation, "bank-c", 1.5, -1.0)
     assert federation.buffer_full
     # 1 + 0.1 x 0.5 - 0.3 x 0.2 + 0.6 x 1.5 and -2 + 0.1 x 1 + 0.3 x 0.4 - 0.6 x 1
-    np.testing.assert_allclose(federation.model["w"], [1.89, -2.38], rtol=0, atol=3e-7)
+    np.testing.assert_allclose(federation.state.model["w"], [1.89, -2.38], rtol=0, atol=3e-7)
 
 
 def test_one_institution_alone_leaves_its_own_model():
     federation = a_federation({"w": array(0.1, 0.7)}, table={"bank-a": Entry(incarnation=1)})
     trained = array(-3.25, 0.5)
-    settle(federation, "bank-a", *(trained - federation.model["w"]))
-    assert federation.model["w"].tolist() == trained.tolist()
+    settle(federation, "bank-a", *(trained - federation.state.model["w"]))
+    assert federation.state.model["w"].tolist() == trained.tolist()
 
 
 def test_a_number_of_examples_larger_than_before_gives_no_weight_above_one():
@@ -67,7 +67,7 @@ def test_what_is_not_aggregated_is_settled_without_weight_and_leaves_the_model(o
     federation = a_federation({"w": array(1, 2)}, table=TABLE)
     settlement = settle(federation, "bank-b", 5, 5, admission=Admission(outcome, "why"))
     assert (settlement.outcome, settlement.reason, settlement.weight) == (outcome, "why", "0x0.0p+0")
-    assert federation.model["w"].tolist() == [1.0, 2.0]
+    assert federation.state.model["w"].tolist() == [1.0, 2.0]
     entry = federation.table[B]
     assert (entry.watermark, entry.last_hash) == (1, "1" * 64)
     assert entry.counters == Counters(**{outcome: 1})
@@ -95,7 +95,7 @@ def test_epsilon_in_the_table_never_goes_down():
 
 def test_a_lost_number_moves_the_watermark_without_a_hash():
     federation = a_federation({"w": array(0, 0)}, table=TABLE)
-    settlement = federation.settle_lost(C, 1, 1)
+    settlement = federation.settle_unread(C, Number(1, 1), outcome="lost", reason="never came")
     assert (settlement.outcome, settlement.hash, settlement.weight) == ("lost", "", "0x0.0p+0")
     entry = federation.table[C]
     assert (entry.watermark, entry.last_hash, entry.counters.lost, entry.num_examples) == (1, "", 1, 600)
@@ -105,7 +105,7 @@ def test_a_duplicate_changes_nothing_but_its_counter():
     federation = a_federation({"w": array(4, 5)}, table=TABLE)
     federation.count_duplicate(A)
     assert federation.table[A] == TABLE["bank-a"].model_copy(update={"counters": Counters(duplicate=1)})
-    assert federation.model["w"].tolist() == [4.0, 5.0]
+    assert federation.state.model["w"].tolist() == [4.0, 5.0]
 
 
 def test_a_hello_is_answered_with_its_number():
@@ -159,7 +159,7 @@ def test_the_table_and_the_plan_are_written_whole_every_sixteenth_time():
 
 def test_replaying_the_settlements_gives_the_same_bits():
     federation = a_federation({"w": array(0.3, -0.7, 1e-3)}, table=TABLE)
-    replayed = copy(federation.model)
+    replayed = copy(federation.state.model)
     generator = np.random.default_rng(7)
     deltas, settled = {}, []
     for number in range(40):
@@ -175,7 +175,7 @@ def test_replaying_the_settlements_gives_the_same_bits():
     for each in settled:
         fold_in_place(replayed, {"w": deltas[each.institution, each.sequence]}, float.fromhex(each.weight))
     assert len(settled) == 40
-    assert replayed["w"].tobytes() == federation.model["w"].tobytes()
+    assert replayed["w"].tobytes() == federation.state.model["w"].tobytes()
 
 
 @pytest.mark.parametrize(

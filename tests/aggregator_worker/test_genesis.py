@@ -29,7 +29,7 @@ def test_the_first_model_is_where_the_manifest_says(broker_server):
     found_by_the_operator(broker_server, a_plan())
     watch = Watch(broker_server.connect("operator"))
     assert watch.model()["w"].tolist() == ZERO["w"].tolist()
-    assert watch.head.manifest.model.size == len(messages.encode_model(RUN, ZERO))
+    assert watch.head.manifest.model.size == messages.encode_model(RUN, ZERO).size
 
 
 def test_a_second_beginning_over_a_lineage_is_refused(broker_server):

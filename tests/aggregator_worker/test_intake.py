@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,13 @@ def intake(tmp_path):
     intake.close()
 
 
+def content(intake: Intake, upload) -> bytes:
+    """An upload's bytes; it is of no more use then."""
+    loaded = bytes(intake.load(upload))
+    upload.close()
+    return loaded
+
+
 def taken(intake: Intake, *parts: Delivery, institution="bank-a", now=0.0):
     return [intake.take(institution, part, now=now) for part in parts]
 
@@ -38,7 +46,7 @@ def taken(intake: Intake, *parts: Delivery, institution="bank-a", now=0.0):
 def test_a_single_message_is_whole_at_once(intake, tmp_path):
     (only,) = deliveries(b"small")
     (upload,) = taken(intake, only)
-    assert (upload.kind, upload.content, tags(upload.deliveries)) == ("update", b"small", tags([only]))
+    assert (upload.head.kind, content(intake, upload), tags(upload.deliveries)) == ("update", b"small", tags([only]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +54,7 @@ def test_chunks_make_an_upload_that_knows_its_deliveries(intake, tmp_path):
     parts = deliveries()
     *none_yet, upload = taken(intake, *parts)
     assert none_yet == [None, None, None]
-    assert (upload.content, tags(upload.deliveries)) == (CONTENT, tags(parts))
+    assert (content(intake, upload), tags(upload.deliveries)) == (CONTENT, tags(parts))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,13 +63,13 @@ def test_chunks_of_two_institutions_do_not_mix(intake):
     contents = []
     for our, their in zip(ours, theirs, strict=True):
         contents += taken(intake, our) + taken(intake, their, institution="bank-b")
-    assert [upload.content for upload in contents if upload] == [CONTENT, CONTENT[::-1]]
+    assert [content(intake, upload) for upload in contents if upload] == [CONTENT, CONTENT[::-1]]
 
 
 def test_a_resend_from_the_first_chunk_on_adds_nothing_twice(intake):
     first, again = deliveries(), deliveries(start=50)
     upload = taken(intake, *first[:2], *again)[-1]
-    assert upload.content == CONTENT
+    assert content(intake, upload) == CONTENT
     assert tags(upload.deliveries) == tags(first[:2] + again[2:])
     assert tags(intake.surplus) == tags(again[:2])
 
@@ -70,6 +78,7 @@ def test_another_id_gives_up_on_the_former_upload(intake):
     former, new = deliveries(), deliveries(identity="bank-a/1/2", start=50)
     upload = taken(intake, *former[:3], *new)[-1]
     assert tags(upload.deliveries) == tags(new)
+    upload.close()
     assert tags(intake.surplus) == tags(former[:3])
 
 
@@ -80,7 +89,7 @@ def test_the_last_chunk_of_bytes_with_another_hash_is_refused_and_the_others_are
         taken(intake, parts[3])
     assert tags(intake.surplus) == [1, 2, 3]
     assert list(tmp_path.iterdir()) == []
-    assert taken(intake, *deliveries(start=60))[-1].content == CONTENT
+    assert content(intake, taken(intake, *deliveries(start=60))[-1]) == CONTENT
 
 
 def test_an_upload_that_nobody_continues_is_given_up(intake):
@@ -109,13 +118,54 @@ def test_a_message_without_our_headers_is_refused(intake):
         taken(intake, Delivery("fl.upd.bank-a", 1, Message(bytes(2**20), "update", "x"), "bank-a"))
 
 
-def test_what_an_earlier_process_left_is_removed(tmp_path):
-    (tmp_path / "bank-a.part").write_bytes(b"half")
-    Intake(tmp_path, max_bytes=10)
+def test_nothing_is_left_on_disk_of_an_upload_under_way(intake, tmp_path):
+    taken(intake, *deliveries()[:2])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_an_upload_that_has_to_wait_is_kept_as_it_came(tmp_path, size):
+    intake = Intake(tmp_path, max_bytes=2 * size)
+    early = bytes(range(100)) * (size // 100)
+    (upload,) = taken(intake, *deliveries(early, chunk_bytes=2 * size))
+    intake.park(upload)
+    assert (upload.body is None) == (size > 2**16)
+    assert content(intake, upload) == early
+
+
+def test_uploads_are_loaded_one_after_the_other_into_the_same_memory(intake):
+    ours = taken(intake, *deliveries())[-1]
+    theirs = taken(intake, *deliveries(CONTENT[::-1], identity="bank-b/1/1"), institution="bank-b")[-1]
+    first = intake.load(ours)
+    assert first == CONTENT
+    assert intake.load(theirs) == CONTENT[::-1]
+    assert first == CONTENT[::-1]
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "survives"),
+    [
+        pytest.param("import sys; sys.stdin.buffer.read()", True, id="one that reads it"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", False, id="one that dies of it"),
+        pytest.param("import sys; sys.exit(sys.stdin.buffer.read()[3] == 3)", False, id="one that is given its bytes"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [300, 2000], ids=["spooled", "in memory"])
+def test_a_trial_is_passed_by_living(intake, program, survives, chunk_bytes):
+    upload = taken(intake, *deliveries(chunk_bytes=chunk_bytes))[-1]
+    assert upload.survives_trial([sys.executable, "-c", program]) == survives
+    assert content(intake, upload) == CONTENT
+
+
+def test_a_content_that_is_refused_in_the_ordinary_way_passes_its_trial(intake):
+    upload = taken(intake, *deliveries())[-1]
+    assert upload.survives_trial()
+    upload.close()
 
 
 def test_what_waits_to_be_acknowledged_keeps_no_body(intake):
     upload = taken(intake, *deliveries())[-1]
     assert [delivery.message.body for delivery in upload.deliveries] == [b""] * len(upload.deliveries)
-    assert upload.content == CONTENT
+    assert content(intake, upload) == CONTENT

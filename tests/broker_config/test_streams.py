@@ -1,6 +1,7 @@
 import pytest
 
 from broker_config.streams import (
+    FIRST_LOOK_BACK,
     BlobWriter,
     LineageReader,
     UninitialisedError,
@@ -13,6 +14,7 @@ from broker_config.topology import LINEAGE, MODEL
 from shared import codec
 from shared.broker import Message
 from shared.chunks import split
+from shared.codec import Encoded
 from shared.errors import BrokerUnavailableError, TopologyError
 from shared.messages import BlobName, Location
 from tests.builders import RUN, a_claim, a_plan, a_record, small_limits
@@ -24,6 +26,10 @@ PLAN = a_plan(limits=small_limits(chunk_bytes=1024))  # CONTENT makes three chun
 
 def chunks_of(content: bytes) -> list[Message]:
     return list(split(content, kind="model", run_id=RUN, identity=codec.content_hash(content), chunk_bytes=1024))
+
+
+def publish(writer: BlobWriter, content: bytes) -> Location:
+    return writer.publish(Encoded([content]), "model", PLAN, RUN)
 
 
 @pytest.fixture
@@ -63,6 +69,36 @@ def test_a_reader_finds_the_head_of_a_long_lineage_and_goes_on_from_there(broker
     assert reader.head_at == delivery.offset
 
 
+def test_a_reader_who_starts_behind_a_hidden_claim_is_not_deceived_by_one_that_came_late(broker_server, aggregator):
+    records = filled(aggregator, 2)
+    publish_claim(aggregator, a_claim(3, "leads", after=2))
+    publish_record(aggregator, a_record(1, after=records[0], epoch=3))
+    for version in range(2, 40):
+        records.append(a_record(version, after=records[-1], epoch=3))
+        publish_record(aggregator, records[-1])
+    end = last_offset(aggregator, LINEAGE)
+    publish_claim(aggregator, a_claim(2, "late", after=2))
+    publish_record(aggregator, a_record(2, after=records[1], epoch=2, mark="deposed"))
+    for _ in range(FIRST_LOOK_BACK - 2):
+        aggregator.publish(LINEAGE, Message(b"", "claim", "x"))
+    reader = LineageReader(broker_server.connect("bank-a"))
+    reader.catch_up()
+    assert last_offset(aggregator, LINEAGE) - FIRST_LOOK_BACK == end
+    assert (reader.current()[0].hash, reader.lineage.epoch) == (records[-1].hash, 3)
+
+
+def test_an_aggregator_reads_back_as_far_as_an_update_may_be_based(broker_server, aggregator):
+    publish_claim(aggregator, a_claim(1))
+    head = None
+    for version in range(70):
+        head = a_record(version, after=head)
+        publish_record(aggregator, head)
+    usual, leader = (LineageReader(broker_server.connect("aggregator")) for _ in range(2))
+    usual.catch_up()
+    leader.catch_up(all_bases=True)
+    assert (min(usual.lineage.bases) > 0, min(leader.lineage.bases)) == (True, 0)
+
+
 def test_records_that_cannot_be_read_are_passed_over(broker_server, aggregator):
     records = filled(aggregator, 2)
     aggregator.publish(LINEAGE, Message(b"\x80\x04\x95", "manifest", "x"))
@@ -93,7 +129,7 @@ def test_each_manifest_of_the_chain_is_told_once(broker_server, aggregator):
 def test_a_blob_is_fetched_from_where_its_writer_says_it_stands(broker_server, aggregator):
     writer = BlobWriter(aggregator, MODEL)
     other = CONTENT[::-1]
-    first, second = writer.publish_model(CONTENT, PLAN, RUN), writer.publish_model(other, PLAN, RUN)
+    first, second = publish(writer, CONTENT), publish(writer, other)
     assert (first.chunks, second.chunks) == (3, 3)
     reader = broker_server.connect("bank-a")
     assert fetch_blob(reader, second, BlobName(hash=codec.content_hash(other), size=len(other))) == other
@@ -101,16 +137,16 @@ def test_a_blob_is_fetched_from_where_its_writer_says_it_stands(broker_server, a
 
 
 def test_a_writer_that_comes_later_goes_on_behind_what_is_there(broker_server, aggregator):
-    BlobWriter(aggregator, MODEL).publish_model(CONTENT[::-1], PLAN, RUN)
-    at = BlobWriter(broker_server.connect("aggregator"), MODEL).publish_model(CONTENT, PLAN, RUN)
+    publish(BlobWriter(aggregator, MODEL), CONTENT[::-1])
+    at = publish(BlobWriter(broker_server.connect("aggregator"), MODEL), CONTENT)
     assert at.offset == 3
     assert fetch_blob(aggregator, at, BLOB) == CONTENT
 
 
 def test_an_offset_that_is_too_low_still_finds_the_blob(aggregator):
     writer = BlobWriter(aggregator, MODEL)
-    writer.publish_model(CONTENT[::-1], PLAN, RUN)
-    at = writer.publish_model(CONTENT, PLAN, RUN)
+    publish(writer, CONTENT[::-1])
+    at = publish(writer, CONTENT)
     assert fetch_blob(aggregator, Location(offset=0, chunks=at.chunks), BLOB) == CONTENT
 
 
@@ -127,6 +163,23 @@ def test_a_blob_that_was_written_more_than_once_is_read_once(aggregator, order):
     for index in order:
         aggregator.publish(MODEL, chunks_of(CONTENT)[index])
     assert fetch_blob(aggregator, Location(offset=0, chunks=3), BLOB) == CONTENT
+
+
+@pytest.mark.parametrize("there", [0, 1, 2, 3])
+def test_a_writer_that_tries_again_adds_only_what_is_missing(broker_server, aggregator, there):
+    publish(BlobWriter(aggregator, MODEL), CONTENT[::-1])
+    for chunk in chunks_of(CONTENT)[:there]:
+        aggregator.publish(MODEL, chunk)
+    again = BlobWriter(broker_server.connect("aggregator"), MODEL)
+    at = again.complete(Encoded([CONTENT]), "model", PLAN, RUN, at=Location(offset=0, chunks=3))
+    assert at == Location(offset=3, chunks=3)
+    assert fetch_blob(aggregator, at, BLOB) == CONTENT
+    assert last_offset(aggregator, MODEL) == 5
+
+
+def test_a_blob_whose_end_the_stream_has_lost_stands_whole_again(aggregator):
+    at = BlobWriter(aggregator, MODEL).complete(Encoded([CONTENT]), "model", PLAN, RUN, at=Location(offset=700, chunks=3))
+    assert fetch_blob(aggregator, at, BLOB) == CONTENT
 
 
 def test_a_blob_that_is_not_all_there_is_waited_for_by_reconnecting(broker_server):

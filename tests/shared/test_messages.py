@@ -99,9 +99,9 @@ def test_an_update_is_read_back_with_its_delta():
 
 
 def test_a_model_is_named_by_its_values_and_its_run():
-    one, same, other = (messages.encode_model(RUN, {"w": array(*values)}) for values in ((1, 2), (1, 2), (1, 3)))
+    one, same, other = (messages.encode_model(RUN, {"w": array(*values)}).joined() for values in ((1, 2), (1, 2), (1, 3)))
     assert one == same
-    assert len({one, other, messages.encode_model("cd" * 8, {"w": array(1, 2)})}) == 3
+    assert len({one, other, messages.encode_model("cd" * 8, {"w": array(1, 2)}).joined()}) == 3
     assert messages.decode_model(one, max_bytes=1000)["w"].tolist() == [1.0, 2.0]
 
 

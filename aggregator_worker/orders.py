@@ -1,0 +1,96 @@
+"""The operator's orders as they arrive at the leader; each is settled by the next commit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator_worker import operations
+from aggregator_worker.admission import Number, check_author
+from aggregator_worker.dead_letters import put_aside, taken_back
+from aggregator_worker.desk import Desk, say_refused
+from aggregator_worker.intake import Upload
+from aggregator_worker.operations import RefusedOperationError
+from broker_config.streams import records_of
+from broker_config.topology import OPERATIONS
+from shared import messages
+from shared.broker import Delivery
+from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
+from shared.messages import Operation, OperationOutcome
+
+MAX_ORDER_BYTES = 16 * 2**20
+"""An order may carry a chunk of a dead letter."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Orders:
+    """Follows orders on behalf of a desk."""
+
+    desk: Desk
+    clock: Callable[[], float] = time.monotonic
+
+    def take(self, delivery: Delivery) -> Operation | None:
+        """Follows an operator's order; returns it if it was applied just now."""
+        federation = self.desk.federation
+        try:
+            operation = messages.decode(Operation, "operation", delivery.message.body, max_bytes=MAX_ORDER_BYTES)
+            if operation.run_id != federation.head.manifest.run_id:
+                raise IncompatibleUpdateError("the order is for another run")
+        except RejectedMessageError as error:
+            put_aside(self.desk.broker, delivery, reason=str(error))
+            self.desk.broker.ack(delivery)
+            say_refused(OPERATIONS, error)
+            return None
+        outcome = self._settled(operation, delivery)
+        if outcome is None:
+            self.desk.broker.ack(delivery)
+            return None
+        self.desk.keep(delivery.receipt())
+        log.info("operation", kind=operation.kind, applied=outcome.applied, reason=outcome.reason)
+        return operation if outcome.applied else None
+
+    def _settled(self, operation: Operation, delivery: Delivery) -> OperationOutcome | None:
+        if operation.kind == "requeue":
+            return operations.settled(self.desk.federation, operation, lambda: self._requeue(operation, delivery))
+        return operations.apply(self.desk.federation, operation, self.desk.pseudonym_of)
+
+    def _requeue(self, operation: Operation, delivery: Delivery) -> None:
+        """Takes a dead letter back. Raises RefusedOperationError where its update must not or cannot be folded."""
+        author, letter = taken_back(operation, delivery)
+        try:
+            upload = self.desk.intake.take(f"{author}, taken back", letter, now=self.clock())
+            self.desk.intake.surplus.clear()  # the orders' deliveries are settled as orders
+            if upload is not None:
+                self._readmit(author, upload)
+        except RejectedMessageError as error:
+            raise RefusedOperationError(str(error)[:200]) from error
+
+    def _readmit(self, author: str, upload: Upload) -> None:
+        upload.deliveries.clear()
+        desk = self.desk
+        entry = desk.member(author)
+        update, delta = messages.decode_update(desk.intake.load(upload), max_bytes=upload.head.size)
+        run_id = desk.federation.head.manifest.run_id
+        check_author(update.run_id, update.institution, user_id=author, queue_owner=author, run_id=run_id)
+        if update.incarnation != entry.incarnation:
+            raise UnknownInstitutionError(f"incarnation {update.incarnation} is not {entry.incarnation}, the present one")
+        if update.sequence > entry.watermark + 1:
+            raise IncompatibleUpdateError(f"number {update.sequence} comes before its turn, {entry.watermark + 1} is next")
+        if update.sequence <= entry.watermark:
+            self._demand_not_aggregated(author, Number(update.incarnation, update.sequence))
+        outcome = desk.settle(author, upload, update, delta)
+        if outcome.outcome != "aggregated":
+            raise RefusedOperationError(f"it is settled as {outcome.outcome}: {outcome.reason}"[:200])
+
+    def _demand_not_aggregated(self, author: str, number: Number) -> None:
+        """An update that counts already must not count again, whatever letter there is of it."""
+        pseudonym, pending = self.desk.pseudonym_of(author), self.desk.federation.pending.settled
+        told = [each for record in records_of(self.desk.broker) for each in record.manifest.settled] + pending
+        outcomes = [each.outcome for each in told if (each.institution, each.incarnation, each.sequence) == (pseudonym, *number)]
+        if not outcomes:
+            raise IncompatibleUpdateError(f"the lineage no longer tells what became of number {number.sequence}")
+        if "aggregated" in outcomes:
+            raise IncompatibleUpdateError(f"number {number.sequence} is aggregated already")
