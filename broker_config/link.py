@@ -110,6 +110,7 @@ class Link:
 
     def _say_goodbye(self) -> None:
         # Closing the channels first, as pika does, would have every delivery that is under way sent here before.
+        self._impl._on_channel_cleanup = lambda _channel: None
         self._impl._error = exceptions.ConnectionClosedByClient(200, "Normal shutdown")
         self._impl._set_connection_state(self._impl.CONNECTION_CLOSING)
         self._impl._on_close_ready()
