@@ -70,7 +70,7 @@ class Leadership:
         """Returns once the record is the lineage's head with no higher claim before it; other deliveries wait meanwhile."""
         deadline = self._clock() + READ_BACK_SECONDS
         while not self._holds(record):
-            self._pump(1.0)
+            self._pump(1.0, updates=False)
             if self._clock() > deadline:
                 raise BrokerUnavailableError("a confirmed manifest did not come back from the lineage within a minute")
 
@@ -84,10 +84,10 @@ class Leadership:
             self._broker.requeue(self._token)
             self._token_since = self._clock()
 
-    def _pump(self, timeout_seconds: float) -> None:
+    def _pump(self, timeout_seconds: float, *, updates: bool = True) -> None:
         if self._stopping():
             raise StoppedError
-        delivery = self._broker.receive(timeout_seconds)
+        delivery = self._broker.receive(timeout_seconds, updates=updates)
         if delivery is None:
             return
         if delivery.queue == LEAD:

@@ -19,7 +19,7 @@ from broker_config.streams import fetch_model, fetch_state
 from broker_config.topology import OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Broker, Delivery
-from shared.errors import FederationError, TopologyError
+from shared.errors import FederationError, QueueGoneError, TopologyError
 from shared.messages import Metrics, Operation, Report
 from shared.parameters import Parameters
 
@@ -27,6 +27,8 @@ IDLE_SECONDS = 0.2
 GROUP_COMMIT_DELIVERIES = 64
 """A commit that is due takes this many deliveries more; a flood must not put it off for ever."""
 PREFETCH_BEYOND_LARGEST = 8
+LOOK_AGAIN_SECONDS = 60.0
+"""How often a member whose queue is missing is looked for again."""
 
 log = structlog.get_logger()
 
@@ -74,6 +76,7 @@ class Term:
         self._owners: dict[str, str] = {}
         self._orders: list[Operation] = []
         self._group = 0
+        self._looked_at = 0.0
         self._lead = Leadership(broker, claimant=settings.claimant, stopping=settings.stopping, clock=settings.clock)
 
     def run(self) -> None:
@@ -124,13 +127,18 @@ class Term:
             longest_wait_seconds=settings.consumer_timeout_seconds / 4,
         )
         self._broker.consume(OPERATIONS, prefetch=8)
-        for name in settings.members():
-            if federation.entry(self._pseudonym(name)) is not None:
-                self._follow(desk, name)
+        self._follow_members(desk)
         return desk
 
     def _pseudonym(self, institution: str) -> str:
         return messages.pseudonym(self._settings.run_secret, institution)
+
+    def _follow_members(self, desk: Desk) -> None:
+        """Listens to every member's queue that is not listened to yet."""
+        self._looked_at = self._settings.clock()
+        for name in self._settings.members():
+            if update_queue(name) not in self._owners and desk.federation.entry(self._pseudonym(name)) is not None:
+                self._follow(desk, name)
 
     def _follow(self, desk: Desk, institution: str) -> None:
         """Listens to an update queue; one that is missing, or may not be read, is its institution's trouble and nobody else's."""
@@ -148,7 +156,7 @@ class Term:
         due = desk.due()
         exact = desk.federation.plan.aggregation.exact_buffer
         full = due and (exact or self._group >= GROUP_COMMIT_DELIVERIES)
-        delivery = None if full else self._lead.receive(0.0 if due else IDLE_SECONDS)
+        delivery = None if full else self._next(0.0 if due else IDLE_SECONDS)
         if delivery is not None:
             self._group += due
             self._take(desk, delivery)
@@ -156,6 +164,18 @@ class Term:
             self._commit(desk, committer)
         desk.tidy(orphan_seconds=self._settings.orphan_seconds)
         self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
+        if self._settings.clock() - self._looked_at > LOOK_AGAIN_SECONDS:
+            self._follow_members(desk)
+
+    def _next(self, timeout_seconds: float) -> Delivery | None:
+        try:
+            return self._lead.receive(timeout_seconds)
+        except QueueGoneError as error:
+            institution = self._owners.pop(error.queue, None)
+            if institution is None:
+                raise
+            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
+            return None
 
     def _take(self, desk: Desk, delivery: Delivery) -> None:
         if delivery.queue in self._owners:

@@ -182,7 +182,7 @@ class MemoryBroker:
         with self._server.changed:
             self._server.changed.wait_for(lambda: self._has_news(updates=updates), timeout_seconds)
             self._demand_connection()
-            self._demand_queues()
+            self._demand_queues(updates=updates)
             delivery = self._next(updates=updates)
             self._woken = self._woken and delivery is not None
             return delivery
@@ -250,19 +250,20 @@ class MemoryBroker:
 
     def _has_news(self, *, updates: bool) -> bool:
         arrived = self._arrived or (updates and self._arrived_updates)
-        return bool(
-            self.lost or arrived or self._woken or any(consumer.cancelled and not consumer.told for consumer in self.consumers)
-        )
+        return bool(self.lost or arrived or self._woken or self._gone(updates=updates))
+
+    def _gone(self, *, updates: bool) -> list[Consumer]:
+        gone = [consumer for consumer in self.consumers if consumer.cancelled and not consumer.told]
+        return [consumer for consumer in gone if updates or institution_of(consumer.queue.name) is None]
 
     def _demand_connection(self) -> None:
         if self.lost:
             raise BrokerUnavailableError(f"no longer connected: {self.lost}")
 
-    def _demand_queues(self) -> None:
-        for consumer in self.consumers:
-            if consumer.cancelled and not consumer.told:
-                consumer.told = True
-                raise QueueGoneError(consumer.queue.name, f"queue {consumer.queue.name} was deleted")
+    def _demand_queues(self, *, updates: bool) -> None:
+        for consumer in self._gone(updates=updates):
+            consumer.told = True
+            raise QueueGoneError(consumer.queue.name, f"queue {consumer.queue.name} was deleted")
 
     def _consumer_of(self, delivery: Delivery) -> Consumer:
         self._demand_connection()

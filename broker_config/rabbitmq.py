@@ -199,8 +199,9 @@ class RabbitmqBroker:
                 self._link.turn()
                 self._updates.turn()
                 self._updates_turned = time.monotonic()
-        while self._ended:
-            self._demand_alive(*self._ended.pop())
+        while news := [each for each in self._ended if updates or each[0].link is self._link]:
+            self._ended.remove(news[0])
+            self._demand_alive(*news[0])
 
     def _keep_updates_alive(self) -> None:
         """Heartbeats on the connection of the updates, and little else, while only the other one is wanted."""
