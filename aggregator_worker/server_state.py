@@ -37,7 +37,12 @@ class ServerState:
 
     @classmethod
     def restored(cls, plan: Plan, broadcast: Parameters, wide: Parameters) -> "ServerState":
-        """From a broadcast and the state blob beside it. Raises IncompatibleUpdateError where they do not fit together."""
+        """From a broadcast and the state blob beside it, which version 0 does not have.
+
+        Raises IncompatibleUpdateError where they do not fit together.
+        """
+        if not wide:
+            return cls.of(plan, broadcast)
         model = _named(wide, _MODEL) or broadcast
         momentum, beta = _named(wide, _MOMENTUM), plan.aggregation.server_momentum
         for part in (model, momentum) if beta else (model,):
