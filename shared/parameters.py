@@ -67,4 +67,4 @@ def to_bfloat16(array: Array) -> NDArray[np.uint16]:
 
 def from_bfloat16(upper_halves: NDArray[np.uint16]) -> Array:
     """The float32 values, exactly."""
-    return (upper_halves.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(upper_halves.astype(np.uint32) << 16).view(np.float32)  # numpy gives a scalar for an empty shape

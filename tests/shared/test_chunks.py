@@ -1,5 +1,5 @@
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from shared.broker import Message
 from shared.chunks import Assembly, head, split
+from shared.codec import Encoded
 from shared.errors import MalformedMessageError, UnsupportedSchemaError
 from tests.builders import RUN
 
@@ -72,6 +73,46 @@ def test_chunks_that_came_before_are_ignored():
         complete = assembly.add(heads([message])[0], message.body)
     assert complete
     assert assembly.content() == b"0123456789abc"
+
+
+@dataclass
+class OneWay:
+    """A file that can be written to, and never read again."""
+
+    written: list[bytes] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(bytes(data))
+
+
+def test_a_content_is_hashed_while_it_is_written_away():
+    sink = OneWay()
+    first, second, third = cut(b"0123456789abc", 5)
+    assembly = Assembly(heads([first])[0], sink)
+    for message in (first, first, second, third):
+        assembly.add(heads([message])[0], message.body)
+    assembly.check()
+    assert sink.written == [b"01234", b"56789", b"abc"]
+    assert assembly.content() == b""
+
+
+def test_a_chunk_that_was_refused_leaves_the_assembly_as_it_was():
+    first, second, third = cut(b"0123456789abc", 5)
+    assembly = Assembly(heads([first])[0])
+    assembly.add(heads([first])[0], first.body)
+    for refused, body in ((third, third.body), (second, bytes(9))):
+        with pytest.raises(MalformedMessageError):
+            assembly.add(heads([refused])[0], body)
+    assert [assembly.add(heads([message])[0], message.body) for message in (second, third)] == [False, True]
+    assert assembly.content() == b"0123456789abc"
+
+
+def test_a_row_of_buffers_is_split_as_its_bytes_are():
+    row = Encoded([b"0123", b"", b"456789ab", b"c"])
+    parts = list(split(row, kind="update", run_id=RUN, identity="bank-a/1/1", chunk_bytes=5))
+    assert [(each.body, each.message_id, each.headers) for each in parts] == [
+        (each.body, each.message_id, each.headers) for each in cut(b"0123456789abc", 5)
+    ]
 
 
 def test_a_gap_is_refused():

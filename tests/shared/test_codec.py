@@ -1,3 +1,5 @@
+import hashlib
+
 import msgpack
 import numpy as np
 import pytest
@@ -16,6 +18,12 @@ MEBIBYTE = 2**20
 GOLDEN = bytes.fromhex(
     "94 01 a5 68656c6c6f 81 a1 6e 07"
     "91 96 a1 77 a7 666c6f61743332 91 02 a3 726177 c0 c4 08 0000803f 000000c0"
+)  # fmt: skip
+
+# The same with the upper halves of the bits: 0x3f80 and 0xc000.
+GOLDEN_BFLOAT16 = bytes.fromhex(
+    "94 01 a5 68656c6c6f 81 a1 6e 07"
+    "91 96 a1 77 a8 62666c6f61743136 91 02 a3 726177 c0 c4 04 803f 00c0"
 )  # fmt: skip
 
 tensors = st.dictionaries(
@@ -47,6 +55,28 @@ def test_the_documented_bytes_are_read_back():
     assert content.tensors["w"].dtype == np.float32
 
 
+def test_bfloat16_tensors_have_the_bytes_of_the_documented_format_and_are_read_as_float32():
+    assert codec.encode_parts("hello", {"n": 7}, {"w": array(1, -2)}, dtype="bfloat16").joined() == GOLDEN_BFLOAT16
+    decoded = codec.decode(GOLDEN_BFLOAT16, max_bytes=100).tensors["w"]
+    assert (decoded.tolist(), decoded.dtype) == ([1.0, -2.0], np.float32)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tensor_keeps_its_shape(dtype, shape):
+    body = codec.encode_parts("model", {}, {"w": np.full(shape, 0.5, np.float32)}, dtype=dtype).joined()
+    decoded = codec.decode(body, max_bytes=1000).tensors["w"]
+    assert isinstance(decoded, np.ndarray)
+    assert (decoded.shape, decoded.tolist()) == (shape, np.full(shape, 0.5).tolist())
+
+
+def test_a_bfloat16_model_is_rounded_to_even_and_not_cut_off():
+    # 1 + 2^-8 and 1 + 2^-7 + 2^-8 are half way between two bfloat16 numbers
+    values = array(1 + 2.0**-8, 1 + 2.0**-7 + 2.0**-8, -(1 + 2.0**-7 + 2.0**-8))
+    body = codec.encode_parts("model", {}, {"w": values}, dtype="bfloat16").joined()
+    assert codec.decode(body, max_bytes=1000).tensors["w"].tolist() == [1.0, 1.015625, -1.015625]
+
+
 @given(fields, tensors)
 def test_what_is_encoded_is_decoded_to_the_same_bits(some_fields, some_tensors):
     content = codec.decode(codec.encode("update", some_fields, some_tensors), max_bytes=MEBIBYTE)
@@ -54,6 +84,65 @@ def test_what_is_encoded_is_decoded_to_the_same_bits(some_fields, some_tensors):
     assert {name: (each.shape, each.tobytes()) for name, each in content.tensors.items()} == {
         name: (each.shape, each.tobytes()) for name, each in some_tensors.items()
     }
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 16383, 16384])
+def test_every_header_is_in_its_shortest_form(size):
+    values = np.arange(size, dtype=np.float32)
+    tensors_list = [[name, "float32", [size], "raw", None, values.tobytes()] for name in ("a", "b")]
+    assert codec.encode("model", {"k": 1}, {"b": values, "a": values}) == packed(*tensors_list, kind="model", fields={"k": 1})
+
+
+def test_large_arrays_are_not_copied_to_be_encoded():
+    values = np.arange(1000, dtype=np.float32)
+    parts = codec.encode_parts("model", {}, {"w": values})
+    values[0] = 7
+    assert codec.decode(parts.joined(), max_bytes=10_000).tensors["w"][0] == 7
+
+
+ROW = (b"abc", memoryview(b"de"), b"", b"fghij")
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "pieces"),
+    [
+        pytest.param(1, [b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i", b"j"], id="byte by byte"),
+        pytest.param(3, [b"abc", b"def", b"ghi", b"j"], id="over the borders of the buffers"),
+        pytest.param(5, [b"abcde", b"fghij"], id="at a border"),
+        pytest.param(9, [b"abcdefghi", b"j"], id="one byte more than a piece"),
+        pytest.param(10, [b"abcdefghij"], id="exactly one piece"),
+        pytest.param(11, [b"abcdefghij"], id="less than a piece"),
+    ],
+)
+def test_a_row_of_buffers_is_cut_as_if_it_were_one(piece_bytes, pieces):
+    assert list(codec.Encoded(ROW).cut(piece_bytes)) == pieces
+
+
+def test_nothing_is_still_one_piece():
+    assert list(codec.Encoded([b""]).cut(4)) == [b""]
+
+
+def test_size_and_hash_are_those_of_the_whole():
+    assert codec.Encoded(ROW).size == 10
+    assert codec.Encoded(ROW).hash == hashlib.sha256(b"abcdefghij").hexdigest()
+
+
+@given(st.lists(st.binary(max_size=12), max_size=6), st.integers(1, 9))
+def test_pieces_are_full_but_for_the_last_and_make_the_whole(row, piece_bytes):
+    *full, last = codec.Encoded(row).cut(piece_bytes)
+    assert {len(piece) for piece in full} <= {piece_bytes}
+    assert len(last) <= piece_bytes
+    assert b"".join((*full, last)) == b"".join(row)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_content_of_several_tensors_is_cut_into_its_own_bytes(dtype):
+    parts = codec.encode_parts("model", {"n": 1}, {"a": np.arange(70, dtype=np.float32), "b": array(1, 2)}, dtype=dtype)
+    whole = parts.joined()
+    assert (parts.size, parts.hash) == (len(whole), hashlib.sha256(whole).hexdigest())
+    assert list(parts.cut(100)) == [whole[start : start + 100] for start in range(0, len(whole), 100)]
+    assert list(parts.cut(parts.size)) == [whole]
+    assert list(parts.cut(parts.size - 1)) == [whole[:-1], whole[-1:]]
 
 
 def test_the_order_of_a_dict_of_tensors_does_not_change_the_bytes():
@@ -138,6 +227,8 @@ def test_a_huge_schema_is_not_repeated_in_the_error():
         pytest.param(a_tensor(name="n" * 257), id="name too long"),
         pytest.param(a_tensor(dtype="float64"), id="unknown dtype"),
         pytest.param(a_tensor(dtype=["float32"]), id="dtype that cannot be hashed"),
+        pytest.param(a_tensor(dtype="bfloat16"), id="bfloat16 with the bytes of float32"),
+        pytest.param(a_tensor(dtype="bfloat16", data=bytes(3)), id="bfloat16 and a half"),
         pytest.param(a_tensor(encoding="gzip"), id="unknown encoding"),
         pytest.param(a_tensor(scale=1.0), id="a scale where none belongs"),
         pytest.param(a_tensor(shape=[-2]), id="negative size"),

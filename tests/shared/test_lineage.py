@@ -121,6 +121,46 @@ def test_a_claim_and_a_manifest_of_its_epoch_are_trusted():
     assert folded(a_claim(3), under(ONE, 2)).head is None
 
 
+LATE = Lineage(start=10)
+
+
+def test_a_claim_by_one_who_knew_all_before_the_reader_is_trusted_with_one_manifest():
+    known = folded(a_claim(3, after=9), under(ONE, 3), start=LATE)
+    assert known.head is not None
+    assert known.claims
+
+
+def test_a_claim_by_one_who_did_not_know_all_before_the_reader_is_not_enough():
+    known = folded(a_claim(3, after=8), under(ONE, 3), start=LATE)
+    assert (known.claims, known.head, known.candidate) == (False, None, under(ONE, 3))
+    assert folded(under(TWO, 3), start=known).head == under(TWO, 3)
+
+
+def test_a_late_claim_and_a_deposed_leaders_manifest_do_not_deceive_a_reader_who_missed_the_higher_claim():
+    # at 5, before the reader: the claim of epoch 3. At 4 the late claimant had looked; epoch 2 has a leader, deposed since
+    deposed, head = a_record(2, after=ONE, epoch=2, mark="deposed"), under(TWO, 3)
+    known = folded(a_claim(2, "late", after=4), deposed, start=LATE)
+    assert known.head is None
+    successor = a_record(3, after=TWO, epoch=3)
+    assert folded(head, successor, start=known).head is successor
+
+
+def test_once_all_claims_are_known_a_later_one_needs_no_knowledge_of_the_beginning():
+    known = folded(a_claim(3, after=9), a_claim(4, after=2), start=LATE)
+    assert (known.claims, known.epoch) == (True, 4)
+    assert folded(under(ONE, 4), start=known).head is not None
+
+
+def test_a_reader_that_has_a_head_takes_any_higher_claim():
+    known = folded(under(ONE, 1), under(TWO, 1), a_claim(2, after=3), start=LATE)
+    assert (known.claims, known.epoch) == (True, 2)
+
+
+def test_a_reader_from_the_first_record_on_trusts_the_first_claim():
+    assert folded(a_claim(1, after=-1), ZERO, start=Lineage(start=0)).head is ZERO
+    assert folded(a_claim(1, after=-1), ZERO, start=Lineage(start=1)).head is None
+
+
 def test_a_reader_in_the_middle_has_no_table_before_a_whole_one_is_on_the_chain():
     partial = changes(1, ZERO, table={A: Entry(incarnation=4)})
     known = folded(a_claim(1), partial)
@@ -180,12 +220,15 @@ def test_memory_of_the_chain_does_not_grow():
 
 @st.composite
 def honest_histories(draw) -> list[Claim | messages.ManifestRecord]:
-    """What one leader after another writes, each republishing the head first; a deposed one may write one manifest late."""
+    """What one leader after another writes, each republishing the head first; a deposed one may write one manifest late.
+
+    Claims come late as well: their makers had read up to some earlier record, and knew no epoch above.
+    """
     items: list[Claim | messages.ManifestRecord] = [a_claim(1), ZERO]
     head, epoch, number, late = ZERO, 1, 0, None
     for _ in range(draw(st.integers(1, 14))):
         number += 1
-        match draw(st.sampled_from(["extend", "extend", "settle", "successor", "zombie", "lost claim"])):
+        match draw(st.sampled_from(["extend", "extend", "settle", "successor", "zombie", "late claim"])):
             case "extend":
                 head = a_record(
                     head.manifest.version + 1, after=head, epoch=epoch, mark=f"m{number}", whole=number % 3 == 0, table={}
@@ -198,12 +241,15 @@ def honest_histories(draw) -> list[Claim | messages.ManifestRecord]:
                 late = a_record(head.manifest.version + 1, after=head, epoch=epoch, mark=f"late {number}")
                 epoch += draw(st.integers(1, 3))
                 head = under(head, epoch, offset=number)
-                items += [a_claim(epoch, f"leader {number}"), head]
+                items += [a_claim(epoch, f"leader {number}", after=len(items) - 1), head]
             case "zombie" if late is not None:
                 items.append(late)
                 late = None
-            case "lost claim":
-                items.append(a_claim(epoch, "too late"))
+            case "late claim":
+                after = draw(st.integers(0, len(items) - 1))
+                read = max(item.epoch for item in items[: after + 1] if isinstance(item, Claim))
+                if read < epoch:
+                    items.append(a_claim(read + 1, f"late {number}", after=after))
             case _:
                 continue
     return items
@@ -218,7 +264,8 @@ def test_folding_a_part_and_then_the_rest_is_folding_all(history, data):
 @given(honest_histories(), st.data())
 def test_a_reader_that_starts_anywhere_and_trusts_anything_ends_with_the_same_head(history, data):
     everything = folded(*history)
-    late_reader = folded(*history[data.draw(st.integers(0, len(history))) :])
+    cut = data.draw(st.integers(0, len(history)))
+    late_reader = folded(*history[cut:], start=Lineage(start=cut))
     if late_reader.head is not None:
         assert everything.head is not None
         assert late_reader.head.hash == everything.head.hash
