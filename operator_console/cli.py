@@ -15,6 +15,7 @@ from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
 from operator_console.lineage_commands import lineage_app
 from operator_console.operation_commands import pause, resume, stop
+from operator_console.replay_command import replay
 from operator_console.status import status
 from shared.logs import configure
 from shared.outermost import run_program
@@ -76,7 +77,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, doctor):
+for command in (stop, pause, resume, replay, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,179 @@
+"""`fedqueue replay`: any version again, bit for bit, from the lineage and the journals."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors.numpy import save_file
+
+from aggregator_worker.replay import Replay
+from aggregator_worker.server_state import ServerState
+from broker_config.connection import connect
+from broker_config.definitions import OPERATOR
+from broker_config.streams import fetch_model, fetch_state, records_of
+from broker_config.topology import LINEAGE, MODEL, STATE
+from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.federation_folder import FederationFolder
+from operator_console.journal import IDLE_SECONDS, Journal, JournalGapError
+from operator_console.lineage_commands import NoSuchVersionError
+from shared.broker import Broker
+from shared.errors import SettingsError, TopologyError
+from shared.messages import Entry, ManifestRecord, Settlement, pseudonym
+from shared.plan import Plan
+
+
+@dataclass(slots=True)
+class Chain:
+    """What a replay must know of a lineage before it begins; records are kept without their settlements and tables."""
+
+    plan: Plan
+    versions: dict[int, ManifestRecord] = field(default_factory=dict)
+    folded: dict[int, list[Settlement]] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> int:
+        """The last version."""
+        return max(self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A replay that came to its end. `start` is the version that it began with, and `passed_over` why not with an older one."""
+
+    start: int
+    version: int
+    replay: Replay
+    passed_over: str = ""
+
+
+def replay(
+    version: Annotated[int | None, typer.Option(min=0, help="The version to rebuild; without it, the newest.")] = None,
+    without: Annotated[str | None, typer.Option(metavar="INSTITUTION", help="Leave out this institution's updates.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Write the parameters there.")] = None,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Rebuild a version from the journals, and compare every version on the way with what its manifest names, bit for bit."""
+    federation = FederationFolder(folder)
+    logins, names = federation.logins(), federation.names()
+    if logins.limits.journal_stream_bytes is None:
+        raise SettingsError(
+            "this federation keeps no journals, so nothing can be replayed: `fedqueue init --journal SIZE` has them"
+        )
+    left_out = None if without is None else pseudonym(federation.run_secret(), without)
+    if left_out is not None and left_out not in names:
+        raise SettingsError(f"{without} is not an institution of this federation; `fedqueue institution list` shows them")
+    with closing(connect(logins.settings(OPERATOR), name="fedqueue-replay")) as broker:
+        result = rebuilt(broker, names, version=version, without=left_out)
+    for line in lines(result, without):
+        typer.echo(line)
+    if out is not None:
+        about = {"version": str(result.version), "without": without or ""}
+        save_file(result.replay.state.model, out, metadata=about)
+        typer.echo(f"written to {out}: {len(result.replay.state.model)} tensors, float32")
+
+
+def rebuilt(broker: Broker, names: Mapping[str, str], *, version: int | None = None, without: str | None = None) -> Result:
+    """Replays up to `version`, or the newest.
+
+    Raises NoSuchVersionError, JournalGapError where the journal lacks what no later start makes up for, and
+    ReplayMismatchError at the first version whose bits differ.
+    """
+    chain = read_chain(broker)
+    target = chain.newest if version is None else version
+    if target not in chain.versions:
+        raise NoSuchVersionError(f"{LINEAGE} holds the versions {min(chain.versions)} to {chain.newest}, not {target}")
+    wanted = {made: [each for each in folded if each.institution != without] for made, folded in chain.folded.items()}
+    journal = Journal(broker, names, max_bytes=chain.plan.limits.update_bytes)
+    lacking = journal.find([each for made, folded in wanted.items() if made <= target for each in folded])
+    missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items() if made <= target}
+    start, passed_over = choose_start(oldest_kept(broker, chain), missing, target=target)
+    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, without)
+    begun.demand_equal(chain.versions[start].manifest)
+    _fold_all(begun, broker, start=start, target=target)
+    return Result(start, target, begun, passed_over)
+
+
+def read_chain(broker: Broker) -> Chain:
+    """The lineage's versions, what they fold, and its plan. Raises TopologyError where it does not hold a plan."""
+    versions: dict[int, ManifestRecord] = {}
+    folded: dict[int, list[Settlement]] = {}
+    plan: Plan | None = None
+    for record in records_of(broker):
+        manifest = record.manifest
+        plan = plan or manifest.plan
+        if manifest.version not in versions:
+            bare = manifest.model_copy(update={"settled": [], "table": {}, "plan": None, "metrics": {}})
+            versions[manifest.version] = replace(record, content=b"", manifest=bare)
+            folded[manifest.version] = [each for each in manifest.settled if each.outcome == "aggregated"]
+    if plan is None:
+        raise TopologyError(f"{LINEAGE} holds no manifest with a plan; run `fedqueue lineage verify`")
+    return Chain(plan, versions, folded)
+
+
+def oldest_kept(broker: Broker, chain: Chain) -> list[int]:
+    """The versions whose model, and state where there is one, the streams still hold, oldest first."""
+    first_model, first_state = _first_offset(broker, MODEL), _first_offset(broker, STATE)
+    return [
+        version
+        for version, record in sorted(chain.versions.items())
+        if record.model_at.offset >= first_model and (record.state_at is None or record.state_at.offset >= first_state)
+    ]
+
+
+def choose_start(kept: list[int], missing: Mapping[int, list[Settlement]], *, target: int) -> tuple[int, str]:
+    """The oldest kept version from which nothing is missing up to the target, and what is the matter with older ones."""
+    candidates = [version for version in kept if version <= target]
+    if not candidates:
+        raise JournalGapError(f"version {target} cannot be rebuilt: the broker keeps no model of it or of a version before it")
+    gaps = {made: folded for made, folded in missing.items() if folded and made > candidates[0]}
+    if not gaps:
+        return candidates[0], ""
+    what = f"the journals no longer have {sum(map(len, gaps.values()))} updates of the versions {min(gaps)} to {max(gaps)}"
+    usable = [version for version in candidates if version >= max(gaps)]
+    if not usable or usable[0] == target:
+        raise JournalGapError(f"version {target} cannot be rebuilt: {what}")
+    return usable[0], what
+
+
+def start_state(broker: Broker, chain: Chain, version: int) -> ServerState:
+    """The state of a version whose blobs are still on the broker."""
+    record = chain.versions[version]
+    return ServerState.restored(chain.plan, fetch_model(broker, record), fetch_state(broker, record))
+
+
+def lines(result: Result, without: str | None) -> Iterator[str]:
+    """What the command prints."""
+    replay = result.replay
+    if result.passed_over:
+        yield f"{result.passed_over}: they cannot be replayed, so this starts later than it could"
+    yield f"start: version {result.start}, the oldest usable one whose model is on the broker"
+    if without is None:
+        yield f"versions {result.start} to {result.version}: {replay.folded:,} updates folded again, each model equal to the bit"
+    else:
+        yield f"version {result.version} without {without}: {replay.folded:,} updates folded, {replay.left_out:,} left out"
+        yield "This is not a re-training: the others' updates were computed on models that contained its updates."
+    rule = replay.folded - replay.off_rule
+    yield f"weights: {rule:,} of {replay.folded:,} are what the plan's rule gives"
+
+
+def _fold_all(begun: Replay, broker: Broker, *, start: int, target: int) -> None:
+    table: dict[str, Entry] | None = None
+    for record in records_of(broker):
+        manifest, before = record.manifest, table
+        if manifest.version > target:
+            return
+        if manifest.whole:
+            table = dict(manifest.table)
+        elif table is not None:
+            table = {**table, **manifest.table}
+        if manifest.version > start and begun.fold(manifest, before, table) and begun.without is None:
+            begun.demand_equal(manifest)
+
+
+def _first_offset(broker: Broker, stream: str) -> int:
+    for delivery in broker.read(stream, "first", count=1, idle_seconds=IDLE_SECONDS / 10):
+        return delivery.offset or 0
+    return 0

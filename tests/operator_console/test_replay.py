@@ -1,0 +1,223 @@
+"""A run that kept its journals is rebuilt to the same bits, and one bit that differs anywhere makes the replay red."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from broker_config.connection import connect
+from broker_config.logins import save
+from broker_config.memory import MemoryRabbit
+from broker_config.provision import provision
+from broker_config.topology import Limits, journal_queue, topology, update_queue
+from operator_console.federation_folder import FederationFolder
+from operator_console.init_command import init
+from operator_console.journal import JournalGapError
+from operator_console.lineage_commands import NoSuchVersionError, show, verify
+from operator_console.replay_command import choose_start, lines, rebuilt, replay
+from shared import messages
+from shared.errors import SettingsError
+from shared.messages import Settlement
+from tests.builders import NAMES, a_plan, an_update, array, as_messages, name_of
+from tests.leading import leading
+from tests.running import Hand, Leader, Watch, begin
+
+MIB = 1 << 20
+LIMITS = Limits(
+    update_bytes=MIB,
+    model_stream_bytes=64 * MIB,
+    state_stream_bytes=64 * MIB,
+    dead_letter_bytes=16 * MIB,
+    journal_stream_bytes=16 * MIB,
+)
+BY_PSEUDONYM = {name_of(name): name for name in NAMES}
+
+
+@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def journalled(request):
+    """A broker that keeps a journal of every institution."""
+    if request.param == "memory":
+        return MemoryRabbit(topology(NAMES, LIMITS))
+    server = request.getfixturevalue("rabbitmq_server")
+    provision(server.logins, NAMES, LIMITS)
+    return server
+
+
+def replayed(server, **choices):
+    return rebuilt(server.connect("operator"), BY_PSEUDONYM, **choices)
+
+
+def run(server, folder, plan, *rounds, chunk_bytes=MIB):
+    """Each round is (institution, sequence, values); a version is made of each."""
+    begin(server, plan)
+    watch = Watch(server.connect("operator"))
+    hands = {name: Hand(server, name) for name in NAMES}
+    with Leader(server, folder):
+        for institution, sequence, values in rounds:
+            settled = len(watch.settled)
+            hands[institution].send(watch.head, sequence, *values, chunk_bytes=chunk_bytes)
+            assert watch.until(lambda settled=settled: len(watch.settled) > settled)
+    return watch
+
+
+ROUNDS = (
+    ("bank-a", 1, (0.1, 0.2, 0.3)),
+    ("bank-b", 1, (-0.7, 1e-3, 3.0)),
+    ("bank-c", 1, (1 / 3, 2 / 3, 0.7)),
+    ("bank-a", 2, (0.011, float("nan"), 0.3)),
+    ("bank-a", 3, (0.6, -0.1, 0.9)),
+)
+
+
+@pytest.mark.parametrize(("momentum", "broadcast"), [(0.0, "float32"), (0.9, "bfloat16"), (0.5, "float32")])
+def test_every_version_is_rebuilt_to_the_bit(journalled, tmp_path, momentum, broadcast):
+    plan = a_plan({"server_momentum": momentum}, broadcast=broadcast)
+    watch = run(journalled, tmp_path, plan, *ROUNDS, chunk_bytes=150)
+    assert watch.head.manifest.version == 4
+    result = replayed(journalled)
+    assert (result.start, result.version, result.replay.folded, result.replay.off_rule) == (0, 4, 4, 0)
+    published = watch.model()
+    rebuilt_again = messages.encode_model(watch.head.manifest.run_id, result.replay.state.model, broadcast)
+    assert rebuilt_again.hash == watch.head.manifest.model.hash
+    assert np.allclose(result.replay.state.model["w"], published["w"], rtol=0.01)
+    assert list(lines(result, None)) == [
+        "start: version 0, the oldest usable one whose model is on the broker",
+        "versions 0 to 4: 4 updates folded again, each model equal to the bit",
+        "weights: 4 of 4 are what the plan's rule gives",
+    ]
+
+
+def test_without_an_institution_the_others_keep_their_weights(journalled, tmp_path):
+    # 100, 300 and 600 examples: weights 0.1, 0.3 and 0.6
+    begin(journalled, a_plan({"buffer_size": 3, "exact_buffer": True, "max_wait_seconds": 30.0}))
+    watch = Watch(journalled.connect("operator"))
+    hands = {name: Hand(journalled, name) for name in NAMES}
+    with Leader(journalled, tmp_path):
+        for name, value in zip(NAMES, (1.0, 10.0, 100.0), strict=True):
+            hands[name].send(watch.head, 1, value, value, value)
+        assert watch.until(lambda: watch.head.manifest.version == 1)
+    whole = replayed(journalled)
+    assert whole.replay.state.model["w"] == pytest.approx(array(63.1, 63.1, 63.1))
+    less = replayed(journalled, without=name_of("bank-b"))
+    assert less.replay.state.model["w"] == pytest.approx(array(60.1, 60.1, 60.1))
+    assert (less.replay.folded, less.replay.left_out) == (2, 1)
+    told = list(lines(less, "bank-b"))
+    assert "version 1 without bank-b: 2 updates folded, 1 left out" in told
+    assert any(line.startswith("This is not a re-training") for line in told)
+
+
+def test_repeats_and_wrong_bytes_in_a_journal_do_not_mislead(journalled, tmp_path):
+    begin(journalled, a_plan())
+    watch, hand = Watch(journalled.connect("operator")), Hand(journalled, "bank-a")
+    update, delta = an_update(base=watch.head), {"w": array(1, 2, 3)}
+    good = as_messages(update, delta, chunk_bytes=150)
+    bad = [good[0], replace(good[1], body=bytes(len(good[1].body))), *good[2:]]
+    lying = [replace(good[0], headers={**good[0].headers, "size": 2**40})]
+    with Leader(journalled, tmp_path):
+        for chunk in [*lying, *bad, *good[:2], *good, *good]:
+            hand.publish(chunk)
+        assert watch.until(lambda: len(watch.settled) == 1)
+    assert [each.outcome for each in watch.settled] == ["aggregated"]
+    assert replayed(journalled).replay.folded == 1
+
+
+def write_journal_again(server, institution, change):
+    """What `change` makes of each message of a journal takes its place; None leaves it out. Nobody leads meanwhile."""
+    name = journal_queue(institution)
+    held = [delivery.message for delivery in server.connect("operator").read(name, "first", count=None, idle_seconds=0.3)]
+    server.remove_queue(name)
+    if isinstance(server, MemoryRabbit):
+        server.declare(institution)
+    else:
+        provision(server.logins, NAMES, LIMITS)
+    author = server.connect(institution)
+    for message in held:
+        changed = change(message)
+        if changed is not None:
+            author.publish(update_queue(institution), changed)
+
+
+def of_update(message, identity):
+    return message.headers["id"] == identity
+
+
+def test_one_bit_of_a_journalled_body_makes_the_replay_red(journalled, tmp_path):
+    plan = a_plan({"server_momentum": 0.9}, broadcast="bfloat16")
+    run(journalled, tmp_path, plan, *ROUNDS)
+
+    def flip(message):
+        flipped = message.body[:-1] + bytes([message.body[-1] ^ 1])
+        return replace(message, body=flipped) if of_update(message, "bank-a/1/3") else message
+
+    write_journal_again(journalled, "bank-a", flip)
+    with pytest.raises(JournalGapError, match=r"fl\.jrn\.bank-a no longer has the update 1/3 of bank-a .* whole and unaltered"):
+        replayed(journalled)
+    assert replayed(journalled, version=3).replay.folded == 3
+
+
+def test_what_the_journals_no_longer_have_is_told_and_a_later_start_is_found(journalled, tmp_path):
+    run(journalled, tmp_path, a_plan(), *ROUNDS)
+    write_journal_again(journalled, "bank-b", lambda message: None if of_update(message, "bank-b/1/1") else message)
+    result = replayed(journalled)
+    assert (result.start, result.version, result.replay.folded) == (2, 4, 2)
+    assert next(lines(result, None)).startswith("the journals no longer have 1 updates of the versions 2 to 2")
+    with pytest.raises(JournalGapError, match="version 2 cannot be rebuilt: the journals no longer have 1 updates"):
+        replayed(journalled, version=2)
+    assert replayed(journalled, without=name_of("bank-b")).start == 0
+    with pytest.raises(NoSuchVersionError, match="holds the versions 0 to 4, not 9"):
+        replayed(journalled, version=9)
+
+
+def test_the_start_is_the_oldest_version_from_which_nothing_is_missing():
+    lost = [Settlement(institution="a" * 16, incarnation=1, sequence=1, hash="", outcome="aggregated")]
+    assert choose_start([3, 4, 5, 6], {}, target=6) == (3, "")
+    assert choose_start([3, 4, 5, 6], {2: lost, 3: lost}, target=6) == (3, "")
+    assert choose_start([3, 4, 5, 6], {4: lost, 5: lost + lost}, target=6)[0] == 5
+    assert choose_start([3, 4], {}, target=3) == (3, "")
+    with pytest.raises(JournalGapError, match="version 6 cannot be rebuilt: the journals no longer have 1 updates"):
+        choose_start([3, 4, 5, 6], {6: lost}, target=6)
+    with pytest.raises(JournalGapError, match="version 2 cannot be rebuilt: the broker keeps no model of it"):
+        choose_start([3, 4], {}, target=2)
+
+
+def send(federation, head, sequence, delta):
+    """An update of north, as its worker publishes it."""
+    update = an_update(
+        "north", sequence, base=head, run_id=head.manifest.run_id, plan_hash=head.manifest.plan_hash, num_examples=100 * sequence
+    )
+    north = connect(federation.logins().settings("north"), name="test/north")
+    for message in as_messages(update, delta):
+        north.publish(update_queue("north"), message)
+    north.close()
+
+
+@pytest.mark.rabbitmq
+def test_the_commands_tell_a_founded_federations_versions_and_write_their_parameters(broker_folder, tmp_path, capsys):
+    choices = {"epsilon": "none", "journal": "20MiB", "server_momentum": 0.9, "broadcast": "bfloat16"}
+    init(task="heart-disease", institution=["north"], folder=broker_folder, **choices)
+    federation = FederationFolder(broker_folder)
+    watch = Watch(connect(federation.logins().settings("operator"), name="test/operator"))
+    names = watch.model().keys()
+    with leading(broker_folder):
+        for sequence in (1, 2, 3):
+            delta = {name: np.full_like(array, sequence / 7) for name, array in watch.model().items()}
+            send(federation, watch.head, sequence, delta)
+            assert watch.until(lambda sequence=sequence: watch.head.manifest.version == sequence)
+    watch.broker.close()
+    capsys.readouterr()
+    verify(broker_folder)
+    show(2, broker_folder)
+    replay(version=None, without=None, out=tmp_path / "model.safetensors", folder=broker_folder)
+    said = capsys.readouterr().out
+    assert "3 aggregated" in said
+    assert "version 2" in said
+    assert "versions 0 to 3: 3 updates folded again, each model equal to the bit" in said
+    assert "weights: 3 of 3 are what the plan's rule gives" in said
+    assert load_file(tmp_path / "model.safetensors").keys() == names
+    with pytest.raises(SettingsError, match="south is not an institution of this federation"):
+        replay(version=None, without="south", out=None, folder=broker_folder)
+    logins = federation.logins()
+    save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)
+    with pytest.raises(SettingsError, match="this federation keeps no journals"):
+        replay(version=None, without=None, out=None, folder=broker_folder)
