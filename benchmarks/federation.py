@@ -65,6 +65,7 @@ class Federation:
     parameters: int
     institutions: Sequence[str]
     broker_version: str
+    broker_pid: int
 
     def pseudonym(self, institution: str) -> str:
         """How manifests name it."""
@@ -127,9 +128,10 @@ def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: 
         provision(logins, names, room, free_bytes=node.free_bytes)
         with administration(logins) as management:
             version = management.version()
+        pid = int((node.folder / "pid").read_text())
         login_file.save(logins, folder)
         run_id, secret = secrets.token_hex(8), secrets.token_hex(16)
-        federation = Federation(folder, logins, run_id, secret, plan, parameters, names, version)
+        federation = Federation(folder, logins, run_id, secret, plan, parameters, names, version, pid)
         table = {federation.pseudonym(name): Entry(incarnation=1, num_examples=EXAMPLES) for name in names}
         operator = connect(logins.settings(OPERATOR), name="benchmark/found")
         found(operator, run_id=run_id, plan=plan, parameters=vector(parameters, 0.0), table=table)

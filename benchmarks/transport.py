@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.commits import commits, updates_per_second
@@ -34,6 +35,7 @@ class Figures:
     aggregator_peak_rss_bytes: int
     aggregator_cpu_seconds_per_update: float
     client_cpu_seconds_per_update: float
+    broker_cpu_seconds_per_update: float
     broker: str
     cores: int
 
@@ -44,8 +46,7 @@ class Window:
 
     since: float
     until: float
-    aggregator_seconds: float
-    clients_seconds: float
+    processor_seconds: Mapping[str, float]
 
 
 def measure(options: argparse.Namespace) -> Figures:
@@ -60,7 +61,12 @@ def measure(options: argparse.Namespace) -> Figures:
             forget_peak(aggregator.pid)
             with started(*clients):
                 wait_until_warm(federation)
-                window = watch(aggregator.pid, [each.pid for each in clients], options.seconds)
+                pids = {
+                    "aggregator": [aggregator.pid],
+                    "clients": [each.pid for each in clients],
+                    "broker": [federation.broker_pid],
+                }
+                window = watch(pids, options.seconds)
                 for each in (aggregator, *clients):
                     each.demand_alive()
             peak_bytes = peak_resident_bytes(aggregator.pid)
@@ -76,8 +82,9 @@ def measure(options: argparse.Namespace) -> Figures:
         megabytes_per_second=round(rate * 4 * options.parameters / 1e6, 2),
         aggregator_start_rss_bytes=start_bytes,
         aggregator_peak_rss_bytes=peak_bytes,
-        aggregator_cpu_seconds_per_update=round(window.aggregator_seconds / folded, 6),
-        client_cpu_seconds_per_update=round(window.clients_seconds / folded, 6),
+        aggregator_cpu_seconds_per_update=round(window.processor_seconds["aggregator"] / folded, 6),
+        client_cpu_seconds_per_update=round(window.processor_seconds["clients"] / folded, 6),
+        broker_cpu_seconds_per_update=round(window.processor_seconds["broker"] / folded, 6),
         broker=federation.broker_version,
         cores=os.cpu_count() or 1,
     )
@@ -99,12 +106,16 @@ def wait_until_warm(federation: Federation) -> None:
     broker.close()
 
 
-def watch(aggregator: int, clients: list[int], seconds: float) -> Window:
+def watch(pids: Mapping[str, Sequence[int]], seconds: float) -> Window:
     """Lets so many seconds go by."""
-    since, leader, members = time.time(), processor_seconds(aggregator), sum(map(processor_seconds, clients))
+    since, before = time.time(), _processor_seconds(pids)
     time.sleep(seconds)
-    until = time.time()
-    return Window(since, until, processor_seconds(aggregator) - leader, sum(map(processor_seconds, clients)) - members)
+    until, after = time.time(), _processor_seconds(pids)
+    return Window(since, until, {name: after[name] - before[name] for name in pids})
+
+
+def _processor_seconds(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {name: sum(map(processor_seconds, group)) for name, group in pids.items()}
 
 
 def counted(federation: Federation, window: Window) -> float:
