@@ -133,6 +133,13 @@ class Desk:
             if waiting and now - min(early.since for early in waiting.values()) > patience:
                 self._give_up_gap(institution, min(waiting))
 
+    def close(self) -> None:
+        """Lets go of everything that waits on disk; its deliveries return to their queues with the connection."""
+        self.intake.close()
+        for waiting in self._early.values():
+            for early in waiting.values():
+                early.upload.close()
+
     def _acknowledge(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             self.broker.ack(delivery)

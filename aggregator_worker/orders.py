@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -64,7 +65,8 @@ class Orders:
             upload = self.desk.intake.take(f"{author}, taken back", letter, now=self.clock())
             self.desk.intake.surplus.clear()  # the orders' deliveries are settled as orders
             if upload is not None:
-                self._readmit(author, upload)
+                with closing(upload):
+                    self._readmit(author, upload)
         except RejectedMessageError as error:
             raise RefusedOperationError(str(error)[:200]) from error
 
