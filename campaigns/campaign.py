@@ -2,13 +2,14 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from campaigns.evidence import Outage
 from campaigns.federation import ALIVE, Federation
 from campaigns.injections import KINDS, Injected, Stage
+from campaigns.progress import Step
 from operator_console.worker_processes import WorkerEndedError
 from shared.errors import FederationError
 
@@ -18,6 +19,8 @@ WARM_UP_SECONDS = 90.0
 GIVE_UP_SECONDS = 150.0
 """A client sends again after a minute; who shows no progress in twice that time has not recovered."""
 DRAIN_SECONDS = 200.0
+MOST_ENDINGS = 5
+"""A worker that nobody killed must not end; it is started again, as a service manager would, but not for ever."""
 _TICK_SECONDS = 0.05
 _DRAWS = 20
 
@@ -51,10 +54,11 @@ class Fault:
 
 @dataclass(slots=True, eq=False)
 class Campaign:
-    """`say` gets every fault that is over."""
+    """`kinds` are those that are drawn from, `say` gets every fault that is over."""
 
     stage: Stage
     planned: int
+    kinds: Sequence[str]
     say: Callable[[Fault], None]
     faults: list[Fault] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -75,7 +79,7 @@ class Campaign:
             program.start()
         self._wait(self._all_settled_once, WARM_UP_SECONDS, "the federation did not begin")
         # every kind once, those of more weight rather early: a key of u^(1/weight) each (Efraimidis & Spirakis 2006)
-        self._deck = sorted(KINDS, key=lambda kind: self.stage.rng.random() ** (1 / KINDS[kind].weight))
+        self._deck = sorted(self.kinds, key=lambda kind: self.stage.rng.random() ** (1 / KINDS[kind].weight))
         next_at = time.monotonic()
         while len(self.faults) < self.planned or self._active:
             self._tick()
@@ -136,6 +140,8 @@ class Campaign:
             if self.stage.progress.phase == "finished":
                 return
             self.troubles.append(str(error))
+            if len(self.troubles) > MOST_ENDINGS:
+                raise
             program.kill()
             program.start()
 
@@ -152,7 +158,7 @@ class Campaign:
             return
 
     def _drawn(self) -> str:
-        (kind,) = self.stage.rng.choices(list(KINDS), [kind.weight for kind in KINDS.values()])
+        (kind,) = self.stage.rng.choices(self.kinds, [KINDS[kind].weight for kind in self.kinds])
         return kind
 
     def _advance(self, target: str, fault: Fault) -> None:
@@ -189,10 +195,18 @@ class Campaign:
         progress = self.stage.progress
         if injected.another_leads:
             step = progress.since(fault.begun_at, above_epoch=fault.epoch)
+        elif injected.everybody:
+            step = self._last_of_all(healed_at)
         else:
             step = progress.since(healed_at, pseudonym=self.federation.institution(fault.target))
         fault.recovered_at = step.at if step else None
         return step is not None
+
+    def _last_of_all(self, healed_at: float) -> Step | None:
+        """When the last of the institutions that no fault holds was settled again."""
+        free = [name for name in ALIVE if name not in self._active]
+        steps = [self.stage.progress.since(healed_at, pseudonym=self.federation.pseudonym(name)) for name in free]
+        return max((step for step in steps if step), default=None) if all(steps) else None
 
     def _drain(self) -> None:
         """Everything is well again: the operator stops the run, and every client ends by itself once its outbox is empty."""

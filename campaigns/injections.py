@@ -26,13 +26,15 @@ Targets = Callable[["Stage"], list[str]]
 
 @dataclass(slots=True)
 class Injected:
-    """A fault that has begun. Recovery is a settlement (of the target's own, where it is an institution) after `heal`; of a
-    later epoch than before the fault, where the fault takes the lead away."""
+    """A fault that has begun. Recovery is a settlement (of the target's own, where it is an institution) after `heal`; one of a
+    later epoch than before the fault, where it takes the lead away (`another_leads`); one of each institution that no other
+    fault holds, where it strikes all (`everybody`)."""
 
     lasts_seconds: float
     heal: Callable[[], None]
     detail: str = ""
     another_leads: bool = False
+    everybody: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Stage:
 
     def leader(self) -> Program | None:
         """Who claimed last, while it runs."""
-        pid = self.progress.chain.claimant.rpartition("/")[2]
+        pid = self.progress.chain.claimant.rpartition("/")[2].partition("-")[0]
         return next((each for each in self.federation.aggregators if str(each.pid) == pid), None)
 
 
@@ -192,14 +194,16 @@ def _kill_nodes(stage: Stage, many: int, pause: float) -> Injected:
         for node in nodes:
             node.wait_until_ready()
 
-    return Injected(pause, heal, " and ".join(node.record.name for node in nodes))
+    return Injected(pause, heal, " and ".join(node.record.name for node in nodes), everybody=True)
 
 
 def _disk_alarm(stage: Stage, _target: str) -> Injected:
     node = stage.rng.choice(stage.federation.cluster.nodes)
     _control(node, "set_disk_free_limit", str(_MORE_THAN_ANY_DISK))
     lasts = stage.rng.uniform(0.5, 3.0)
-    return Injected(lasts, lambda: _control(node, "set_disk_free_limit", "200MB"), f"{node.record.name} for {lasts:.1f} s")
+    return Injected(
+        lasts, lambda: _control(node, "set_disk_free_limit", "200MB"), f"{node.record.name} for {lasts:.1f} s", everybody=True
+    )
 
 
 def _control(node: PrivateNode, *words: str) -> None:
