@@ -26,7 +26,9 @@ MAX_FIELDS_BYTES = 16 * 2**20
 RAW = "raw"
 _MAX_TENSOR_HEAD_BYTES = 1024
 _MAX_ELEMENTS = 2**40
-_BIN_HEADER_BYTES = {0xC4: 2, 0xC5: 3, 0xC6: 5}
+_BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_LONGEST_HEADER_BYTES = 5
+_USUAL_FIELDS_BYTES = 4096
 Dtype = Literal["float32", "bfloat16"]
 """How a tensor's numbers travel; in memory they are float32."""
 _STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
@@ -120,89 +122,113 @@ def decode(body: bytes | memoryview, *, max_bytes: int, max_fields_bytes: int = 
     if len(body) > max_bytes:
         raise MalformedMessageError(f"{len(body)} bytes are more than the {max_bytes} allowed here")
     try:
-        return _read_body(memoryview(body).toreadonly(), max_fields_bytes)
+        return _read_body(_Walk(memoryview(body).toreadonly()), max_fields_bytes)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise MalformedMessageError(f"not a msgpack body: {type(error).__name__}") from error
 
 
-def _read_body(body: memoryview, max_fields_bytes: int) -> Content:
-    unpacker = _unpacker(body)
-    if unpacker.read_array_header() != 4:
+def _read_body(walk: "_Walk", max_fields_bytes: int) -> Content:
+    if walk.array_header() != 4:
         raise MalformedMessageError("a body must be an array of 4")
-    schema, kind, fields = _read_small(unpacker, body, 3, max_bytes=max_fields_bytes)
+    schema, kind, fields = walk.small(3, max_bytes=max_fields_bytes)
     if type(schema) is not int or schema != SCHEMA_VERSION:
         found = schema if type(schema) is int else type(schema).__name__
         raise UnsupportedSchemaError(f"schema version {found} is not {SCHEMA_VERSION}")
     if not isinstance(kind, str) or not isinstance(fields, dict):
         raise MalformedMessageError("kind and fields must be a string and a map")
-    tensors = _read_tensors(unpacker, body)
-    if unpacker.tell() != len(body):
+    tensors = _read_tensors(walk)
+    if walk.at != len(walk.body):
         raise MalformedMessageError("bytes follow after the body")
     return Content(kind, fields, tensors)
 
 
+class _Walk:
+    """Goes through a body from its first byte on. msgpack copies what it is given, so it gets no tensor's data."""
+
+    def __init__(self, body: memoryview) -> None:
+        self.body = body
+        self.at = 0
+
+    def array_header(self) -> int:
+        """How many items follow."""
+        unpacker = _unpacker(self.body[self.at : self.at + _LONGEST_HEADER_BYTES])
+        count: int = unpacker.read_array_header()
+        self.at += unpacker.tell()
+        return count
+
+    def small(self, count: int, *, max_bytes: int) -> list[Any]:
+        """The next `count` objects; they are measured before they are built."""
+        size = self._measured(count, max_bytes)
+        reader = _unpacker(self.body[self.at : self.at + size])
+        self.at += size
+        return [reader.unpack() for _ in range(count)]
+
+    def _measured(self, count: int, max_bytes: int) -> int:
+        for window in (min(_USUAL_FIELDS_BYTES, max_bytes), max_bytes):
+            unpacker = _unpacker(self.body[self.at : self.at + window])
+            try:
+                for _ in range(count):
+                    unpacker.skip()
+            except msgpack.OutOfData:
+                continue
+            return int(unpacker.tell())
+        if len(self.body) - self.at > max_bytes:
+            raise MalformedMessageError(f"more bytes of fields than the {max_bytes} allowed here")
+        raise MalformedMessageError("the body ends in the middle")
+
+    def data(self) -> memoryview | None:
+        """The next byte string where it lies in the body; None where something else stands, or its end is missing."""
+        first = self.at + 1
+        width = _BIN_LENGTH_BYTES.get(self.body[self.at]) if self.at < len(self.body) else None
+        if width is None:
+            return None
+        size = int.from_bytes(self.body[first : first + width], "big")
+        self.at = first + width + size
+        return self.body[first + width : self.at] if self.at <= len(self.body) else None
+
+
 def _unpacker(packed: memoryview) -> Any:
-    unpacker = msgpack.Unpacker(max_buffer_size=len(packed), max_ext_len=0, strict_map_key=True)
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(packed)), max_ext_len=0, strict_map_key=True)
     unpacker.feed(packed)
     return unpacker
 
 
-def _read_small(unpacker: Any, body: memoryview, count: int, *, max_bytes: int) -> list[Any]:
-    """The next `count` objects; they are measured before they are built."""
-    start = unpacker.tell()
-    for _ in range(count):
-        unpacker.skip()
-    end = unpacker.tell()
-    if end - start > max_bytes:
-        raise MalformedMessageError(f"{end - start} bytes of fields are more than the {max_bytes} allowed here")
-    reader = _unpacker(body[start:end])
-    return [reader.unpack() for _ in range(count)]
-
-
 def _bin_header(data_bytes: int) -> bytes:
     """What msgpack puts before a byte string: the shortest form, as its own packer chooses it."""
-    for first, width in ((0xC4, 1), (0xC5, 2), (0xC6, 4)):
+    for first, width in _BIN_LENGTH_BYTES.items():
         if data_bytes < 1 << (8 * width):
             return bytes([first]) + data_bytes.to_bytes(width, "big")
     raise ValueError(f"a tensor of {data_bytes} bytes does not fit into msgpack")
 
 
-def _read_tensors(unpacker: Any, body: memoryview) -> dict[str, Array]:
-    count = unpacker.read_array_header()
+def _read_tensors(walk: _Walk) -> dict[str, Array]:
+    count = walk.array_header()
     if count > MAX_TENSORS:
         raise MalformedMessageError(f"{count} tensors are more than {MAX_TENSORS}")
     tensors: dict[str, Array] = {}
     for _ in range(count):
-        name, array = _read_tensor(unpacker, body)
+        name, array = _read_tensor(walk)
         if name in tensors:
             raise MalformedMessageError(f"the tensor {name!r} stands twice")
         tensors[name] = array
     return tensors
 
 
-def _read_tensor(unpacker: Any, body: memoryview) -> tuple[str, Array]:
-    if unpacker.read_array_header() != 6:
+def _read_tensor(walk: _Walk) -> tuple[str, Array]:
+    if walk.array_header() != 6:
         raise MalformedMessageError("a tensor must be an array of 6")
-    name, dtype, shape, encoding, scale = _read_small(unpacker, body, 5, max_bytes=_MAX_TENSOR_HEAD_BYTES)
+    name, dtype, shape, encoding, scale = walk.small(5, max_bytes=_MAX_TENSOR_HEAD_BYTES)
     if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedMessageError(f"a tensor's name must be a string of at most {MAX_NAME_BYTES} bytes")
     if not isinstance(dtype, str) or dtype not in _STORED or encoding != RAW or scale is not None:
         raise MalformedMessageError(f"the tensor {name!r} has an unknown dtype or encoding")
     if not _is_shape(shape):
         raise MalformedMessageError(f"the tensor {name!r} has an impossible shape")
-    data = _read_data(unpacker, body)
+    data = walk.data()
     if data is None or len(data) != math.prod(shape) * _STORED[dtype].itemsize:
         raise MalformedMessageError(f"the tensor {name!r} does not hold as many bytes as its shape needs")
     stored = np.frombuffer(data, dtype=_STORED[dtype]).reshape(shape)
     return name, from_bfloat16(stored) if dtype == "bfloat16" else stored
-
-
-def _read_data(unpacker: Any, body: memoryview) -> memoryview | None:
-    """A byte string where it lies in the body; None where something else stands."""
-    start = unpacker.tell()
-    unpacker.skip()
-    header_bytes = _BIN_HEADER_BYTES.get(body[start])
-    return None if header_bytes is None else body[start + header_bytes : unpacker.tell()]
 
 
 def _is_shape(shape: object) -> bool:
