@@ -92,15 +92,15 @@ class ForeignClient:
 
     def model(self) -> Numbers:
         """The newest global model, found by its hash from the location's offset on."""
-        wanted, pieces = self.head["model"], b""
+        wanted, content, following = self.head["model"], b"", 0
         for properties, body in self._stream("fl.model", self._model_at["offset"]):
-            if properties.headers["id"] == wanted["hash"]:
-                pieces += body
-            if len(pieces) == wanted["size"]:
+            if (properties.headers["id"], properties.headers["chunk"]) == (wanted["hash"], following):
+                content, following = content + body, following + 1
+            if len(content) == wanted["size"]:
                 break
-        assert hashlib.sha256(pieces).hexdigest() == wanted["hash"]
-        _, _, _, tensors = msgpack.unpackb(pieces)
-        return {name: (shape, struct.unpack(f"<{len(data) // 4}f", data)) for name, _, shape, _, _, data in tensors}
+        assert hashlib.sha256(content).hexdigest() == wanted["hash"]
+        _, _, _, tensors = msgpack.unpackb(content)
+        return {name: (shape, _numbers(dtype, data)) for name, dtype, shape, _, _, data in tensors}
 
     def update(self, sequence: int, delta: Numbers, *, num_examples: int, epsilon_spent: float) -> bytes:
         """The sealed bytes of one update on the head."""
@@ -141,3 +141,9 @@ class ForeignClient:
             headers |= {"size": len(content), "sha256": digest, "content": digest, "envelope": "plain", "signature": ""}
             properties = pika.BasicProperties(type=kind, user_id=self._institution, delivery_mode=2, headers=headers)
             self._out.basic_publish(f"fl.upd.{self._institution}", "", piece, properties, mandatory=True)
+
+
+def _numbers(dtype: str, data: bytes) -> tuple[float, ...]:
+    if dtype == "bfloat16":
+        data = b"".join(b"\0\0" + data[start : start + 2] for start in range(0, len(data), 2))
+    return struct.unpack(f"<{len(data) // 4}f", data)

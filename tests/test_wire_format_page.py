@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import math
 import re
 import struct
 from pathlib import Path
@@ -12,18 +13,26 @@ import numpy as np
 import pytest
 
 from aggregator_worker.admission import admit
+from aggregator_worker.dead_letters import put_aside
+from aggregator_worker.server_state import ServerState
+from broker_config.memory import MemoryRabbit
+from broker_config.topology import DEAD_LETTERS, topology
 from shared import codec, messages
+from shared.broker import Delivery, Message
 from shared.chunks import HEADERS, head, split
+from shared.codec import Dtype
 from shared.lineage import Lineage, fold, fold_claim
 from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
-from shared.plan import Plan
+from shared.parameters import to_bfloat16
+from shared.plan import AggregationPlan, Plan
 
 PAGE = Path(__file__).parent.parent / "docs" / "wire-format.md"
 RUN, SECRET = "0123456789abcdef", b"run secret"
 PLAN = Plan(task="toy", task_hash="0" * 64)
 MODEL = {"weight": np.array([[1.0, -2.0]], np.float32), "bias": np.array([0.5], np.float32)}
+BETWEEN = {"weight": np.array([[1 + 2.0**-8, -(1 + 2.0**-7 + 2.0**-8)]], np.float32), "bias": MODEL["bias"]}
 DELTA = {"weight": np.array([[0.25, -0.5]], np.float32), "bias": np.array([0.125], np.float32)}
-EXAMPLES = ("model", "hello", "update", "claim", "record-0", "record-1")
+EXAMPLES = ("model", "model-bfloat16", "hello", "update", "claim", "record-0", "record-1")
 
 
 def sha256(data: bytes) -> str:
@@ -39,20 +48,21 @@ def page_bytes(name: str) -> bytes:
 def written_by_the_code() -> dict[str, bytes]:
     """The run of the page: one institution, version 0, its update, and version 1 that settles it."""
     alias = messages.pseudonym(SECRET, "bank-a")
-    model = messages.encode_model(RUN, MODEL)
+    model = messages.encode_model(RUN, MODEL).joined()
     base = BlobName(hash=codec.content_hash(model), size=len(model))
     zero = messages.manifest_record(1, a_manifest(base, alias), Location(offset=0, chunks=1))
     update = messages.encode("update", an_update(base, zero.manifest.plan_hash), DELTA)
     second = {name: MODEL[name] + DELTA[name] for name in MODEL}
-    next_model = messages.encode_model(RUN, second)
+    next_model = messages.encode_model(RUN, second).joined()
     one = messages.manifest_record(
         1, the_next_manifest(zero, next_model, alias=alias, update_hash=codec.content_hash(update)), Location(offset=1, chunks=1)
     )
     return {
         "model": model,
+        "model-bfloat16": messages.encode_model(RUN, BETWEEN, "bfloat16").joined(),
         "update": update,
         "hello": messages.encode("hello", a_hello()),
-        "claim": messages.encode("claim", Claim(run_id=RUN, epoch=1, claimant="operator")),
+        "claim": messages.encode("claim", Claim(run_id=RUN, epoch=1, claimant="operator", after=-1)),
         "record-0": messages.encode_record(zero),
         "record-1": messages.encode_record(one),
     }
@@ -154,9 +164,22 @@ def read_body(body: bytes) -> tuple[str, dict[str, Any], dict[str, tuple[list[in
     assert schema == 1
     numbers = {}
     for name, dtype, shape, encoding, scale, data in tensors:
-        assert (dtype, encoding, scale) == ("float32", "raw", None)
-        numbers[name] = (shape, struct.unpack(f"<{len(data) // 4}f", data))
+        assert (encoding, scale) == ("raw", None)
+        numbers[name] = (shape, read_numbers(dtype, data))
     return kind, fields, numbers
+
+
+def read_numbers(dtype: str, data: bytes) -> tuple[float, ...]:
+    """A tensor's data by the page alone."""
+    if dtype == "bfloat16":
+        data = b"".join(b"\0\0" + data[start : start + 2] for start in range(0, len(data), 2))
+    return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def rounded(number: float) -> int:
+    """A float32 number as a bfloat16, by the page alone."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", number))
+    return 0x7FC0 if math.isnan(number) else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
 def write_body(kind: str, fields: dict[str, Any], tensors: dict[str, tuple[list[int], list[float]]]) -> bytes:
@@ -228,6 +251,68 @@ def test_a_reader_who_knows_only_the_page_finds_the_update_and_the_model_it_is_b
     assert model == {"weight": ([1, 2], (1.0, -2.0)), "bias": ([1], (0.5,))}
 
 
+def test_a_reader_who_knows_only_the_page_finds_the_rounded_numbers_of_a_bfloat16_model() -> None:
+    # both numbers of weight are half way between two, and go to the even one
+    kind, _, model = read_body(page_bytes("model-bfloat16"))
+
+    assert kind == "model"
+    assert model == {"weight": ([1, 2], (1.0, -1.015625)), "bias": ([1], (0.5,))}
+
+
+@pytest.mark.parametrize("number", [1.0, 1 + 2.0**-8, -(1 + 2.0**-7 + 2.0**-8), 3.4e38, 1e-40, -0.0, math.inf, math.nan, math.pi])
+def test_the_rounding_of_the_page_is_that_of_the_code(number: float) -> None:
+    assert to_bfloat16(np.array([number], np.float32)).tolist() == [rounded(float(np.float32(number)))]
+
+
+def test_the_order_of_a_letter_has_the_id_that_the_page_states() -> None:
+    content = sha256(page_bytes("update"))
+    order_id = sha256(f"requeue bank-a/1/1#0 {content}".encode())[:32]
+    headers: dict[str, int | str | bool] = {"content": content, "author": "bank-a"}
+    letter = messages.Letter(author="bank-a", kind="update", message_id="bank-a/1/1#0", headers=headers, body=b"")
+
+    assert f"`{order_id}`" in PAGE.read_text()
+    assert letter.order_id == order_id
+
+
+def test_momentum_by_the_page_alone_makes_the_bits_of_the_code() -> None:
+    plan = PLAN.model_copy(update={"aggregation": AggregationPlan(server_momentum=0.9)})
+    state = ServerState.of(plan, {"w": np.array([0.3], np.float32)})
+    model, momentum, beta = np.float32(0.3), np.float32(0), np.float32(0.9)
+    for version in (((0.1, 0.7), (1 / 3, -5.0)), ((1e-8, 0.2),)):
+        momentum = beta * momentum
+        for weight, delta in version:
+            momentum = momentum + np.float32(weight) * np.float32(delta)
+            state.fold({"w": np.array([delta], np.float32)}, weight)
+        model = model + momentum
+        state.finish_version()
+
+    assert (state.model["w"].tolist(), state.momentum["w"].tolist()) == ([float(model)], [float(momentum)])
+
+
+@pytest.mark.parametrize(("broadcast", "beta"), [("float32", 0.0), ("float32", 0.9), ("bfloat16", 0.0), ("bfloat16", 0.9)])
+def test_a_state_holds_the_tensors_that_the_page_lists(broadcast: Dtype, beta: float) -> None:
+    section = PAGE.read_text().partition("### state\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)/<name>`", section, re.MULTILINE)
+    plan = PLAN.model_copy(update={"aggregation": AggregationPlan(server_momentum=beta), "broadcast": broadcast})
+    present = dict(zip(listed, (broadcast == "bfloat16", beta > 0), strict=True))
+
+    names = {f"{prefix}/{name}" for prefix, is_there in present.items() if is_there for name in MODEL}
+    assert set(ServerState.of(plan, MODEL).wide(plan)) == names
+
+
+def test_the_headers_that_the_page_adds_to_a_letter_are_those_of_a_letter() -> None:
+    section = PAGE.read_text().partition("### Dead letters\n")[2].partition("\n## ")[0]
+    rabbit = MemoryRabbit(topology(["bank-a"]))
+    refused = Delivery("fl.upd.bank-a", 1, Message(b"x", "update", "bank-a/1/1#0", {"chunk": 0}), "bank-a")
+    put_aside(rabbit.connect("aggregator"), refused, reason="why")
+    reader = rabbit.connect("operator")
+    reader.consume(DEAD_LETTERS, prefetch=1)
+    letter = reader.receive(0)
+
+    assert letter is not None
+    assert {"chunk", *re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)} == set(letter.message.headers)
+
+
 def test_the_chain_of_the_page_can_be_followed_with_sha256_alone() -> None:
     zero, one = (read_body(page_bytes(name))[1] for name in ("record-0", "record-1"))
     _, first, _ = read_body(zero["content"])
@@ -254,7 +339,7 @@ def test_our_fold_takes_the_records_of_the_page() -> None:
 
 
 def test_an_update_written_from_the_page_alone_is_admitted() -> None:
-    known, _ = fold_claim(Lineage(), Claim(run_id=RUN, epoch=1, claimant="operator"))
+    known, _ = fold_claim(Lineage(), Claim(run_id=RUN, epoch=1, claimant="operator", after=-1))
     known, _ = fold(known, messages.decode_record(page_bytes("record-0"), max_bytes=10_000))
 
     update, delta = messages.decode_update(a_foreign_update(), max_bytes=10_000)
@@ -284,6 +369,7 @@ def test_the_headers_that_the_page_lists_are_the_headers_of_a_chunk() -> None:
         ("report", messages.Report.model_fields),
         ("control", messages.Control.model_fields),
         ("operation", messages.Operation.model_fields),
+        ("Letter", messages.Letter.model_fields),
         ("claim", Claim.model_fields),
         ("manifest", Manifest.model_fields),
         ("Settlement", Settlement.model_fields),
