@@ -35,7 +35,9 @@ def list_letters(
     if not letters:
         typer.echo("no dead letters")
         return
-    table = Table("id", "reason", "institution", "kind", "message", "chunks", "bytes", "age")
+    table = Table()
+    for name in ("id", "reason", "institution", "kind", "message", "chunks", "bytes", "age"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("id", "age"))
     for upload in uploads(letters):
         table.add_row(*row(upload, now=time.time()))
     Console().print(table)

@@ -25,6 +25,7 @@ LIBRARIES = ("fedqueue", "pika", "msgpack", "pydantic", "torch", "opacus")
 
 START_BROKER = "start the broker, and see that its address in broker.json can be reached from here"
 APPLY = "fedqueue broker apply --dir {folder}"
+DEAD_LETTER_LIST = "fedqueue dead-letters list --dir {folder} says why; tell the senders"
 START_AGGREGATOR = "start fedqueue-aggregator --config {folder}/aggregator.toml, or read its log"
 
 
@@ -154,7 +155,7 @@ def _queues(federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
         queues = management.queues()
     full = list(room_findings(queues, logins.limits))
     yield from full or [Finding("update queues", True, "every institution's queue has room for another update")]
-    yield from dead_letter_findings(queues, management=logins.management)
+    yield from dead_letter_findings(queues, show=DEAD_LETTER_LIST.format(folder=federation.path))
 
 
 def room_findings(queues: Sequence[Mapping[str, Any]], limits: Limits) -> Iterator[Finding]:
@@ -168,14 +169,14 @@ def room_findings(queues: Sequence[Mapping[str, Any]], limits: Limits) -> Iterat
             )
 
 
-def dead_letter_findings(queues: Sequence[Mapping[str, Any]], *, management: str) -> Iterator[Finding]:
+def dead_letter_findings(queues: Sequence[Mapping[str, Any]], *, show: str) -> Iterator[Finding]:
     """Whether anything was refused."""
     letters = next((int(queue.get("messages", 0)) for queue in queues if queue["name"] == DEAD_LETTERS), 0)
     if not letters:
         yield Finding("dead letters", True, "none")
         return
     what = f"{letters} refused message{'s' if letters > 1 else ''} in {DEAD_LETTERS}"
-    yield Finding("dead letters", False, what, f"read the header `refused` of each at {management}, tell the sender, then purge")
+    yield Finding("dead letters", False, what, show)
 
 
 def secret_files(folder: Path) -> Iterator[Finding]:

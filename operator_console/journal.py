@@ -18,7 +18,7 @@ from shared.parameters import Parameters
 
 IDLE_SECONDS = 5.0
 """So long is waited for a message that is known to be there."""
-QUIET_SECONDS = 0.5
+QUIET_SECONDS = 0.25
 """So long is waited for a message that may be there."""
 MOST_TOGETHER = 4096
 AHEAD_BYTES = 2**20

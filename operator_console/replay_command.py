@@ -17,7 +17,7 @@ from broker_config.streams import fetch_model, fetch_state, records_of
 from broker_config.topology import LINEAGE, MODEL, STATE
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
-from operator_console.journal import IDLE_SECONDS, Journal, JournalGapError
+from operator_console.journal import QUIET_SECONDS, Journal, JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError
 from shared.broker import Broker
 from shared.errors import SettingsError, TopologyError
@@ -87,7 +87,7 @@ def rebuilt(broker: Broker, names: Mapping[str, str], *, version: int | None = N
         raise NoSuchVersionError(f"{LINEAGE} holds the versions {min(chain.versions)} to {chain.newest}, not {target}")
     wanted = {made: [each for each in folded if each.institution != without] for made, folded in chain.folded.items()}
     journal = Journal(broker, names, max_bytes=chain.plan.limits.update_bytes)
-    lacking = journal.find([each for made, folded in wanted.items() if made <= target for each in folded])
+    lacking = set(journal.find([each for made, folded in wanted.items() if made <= target for each in folded]))
     missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items() if made <= target}
     start, passed_over = choose_start(oldest_kept(broker, chain), missing, target=target)
     begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, without)
@@ -115,7 +115,8 @@ def read_chain(broker: Broker) -> Chain:
 
 def oldest_kept(broker: Broker, chain: Chain) -> list[int]:
     """The versions whose model, and state where there is one, the streams still hold, oldest first."""
-    first_model, first_state = _first_offset(broker, MODEL), _first_offset(broker, STATE)
+    first_model = _first_offset(broker, MODEL)
+    first_state = _first_offset(broker, STATE) if any(record.state_at for record in chain.versions.values()) else 0
     return [
         version
         for version, record in sorted(chain.versions.items())
@@ -148,8 +149,9 @@ def lines(result: Result, without: str | None) -> Iterator[str]:
     """What the command prints."""
     replay = result.replay
     if result.passed_over:
-        yield f"{result.passed_over}: they cannot be replayed, so this starts later than it could"
-    yield f"start: version {result.start}, the oldest usable one whose model is on the broker"
+        yield f"start: version {result.start}; {result.passed_over}, which cannot be replayed"
+    else:
+        yield f"start: version {result.start}, the oldest whose model is on the broker"
     if without is None:
         yield f"versions {result.start} to {result.version}: {replay.folded:,} updates folded again, each model equal to the bit"
     else:
@@ -174,6 +176,6 @@ def _fold_all(begun: Replay, broker: Broker, *, start: int, target: int) -> None
 
 
 def _first_offset(broker: Broker, stream: str) -> int:
-    for delivery in broker.read(stream, "first", count=1, idle_seconds=IDLE_SECONDS / 10):
+    for delivery in broker.read(stream, "first", count=1, idle_seconds=2 * QUIET_SECONDS):
         return delivery.offset or 0
     return 0

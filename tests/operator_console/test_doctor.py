@@ -77,10 +77,10 @@ def test_a_queue_that_cannot_take_one_more_update_is_found():
 
 
 def test_dead_letters_need_attention():
-    (finding,) = dead_letter_findings([{"name": "fl.dlq", "messages": 1}], management="http://there")
+    (finding,) = dead_letter_findings([{"name": "fl.dlq", "messages": 1}], show="fedqueue dead-letters list --dir there")
     assert (finding.ok, finding.what) == (False, "1 refused message in fl.dlq")
-    assert "http://there" in finding.remedy
-    (finding,) = dead_letter_findings([{"name": "fl.dlq", "messages": 0}], management="http://there")
+    assert finding.remedy == "fedqueue dead-letters list --dir there"
+    (finding,) = dead_letter_findings([{"name": "fl.dlq", "messages": 0}], show="fedqueue dead-letters list --dir there")
     assert finding.ok
 
 

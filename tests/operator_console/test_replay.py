@@ -82,7 +82,7 @@ def test_every_version_is_rebuilt_to_the_bit(journalled, tmp_path, momentum, bro
     assert rebuilt_again.hash == watch.head.manifest.model.hash
     assert np.allclose(result.replay.state.model["w"], published["w"], rtol=0.01)
     assert list(lines(result, None)) == [
-        "start: version 0, the oldest usable one whose model is on the broker",
+        "start: version 0, the oldest whose model is on the broker",
         "versions 0 to 4: 4 updates folded again, each model equal to the bit",
         "weights: 4 of 4 are what the plan's rule gives",
     ]
@@ -161,7 +161,7 @@ def test_what_the_journals_no_longer_have_is_told_and_a_later_start_is_found(jou
     write_journal_again(journalled, "bank-b", lambda message: None if of_update(message, "bank-b/1/1") else message)
     result = replayed(journalled)
     assert (result.start, result.version, result.replay.folded) == (2, 4, 2)
-    assert next(lines(result, None)).startswith("the journals no longer have 1 updates of the versions 2 to 2")
+    assert next(lines(result, None)).startswith("start: version 2; the journals no longer have 1 updates of the versions 2 to 2,")
     with pytest.raises(JournalGapError, match="version 2 cannot be rebuilt: the journals no longer have 1 updates"):
         replayed(journalled, version=2)
     assert replayed(journalled, without=name_of("bank-b")).start == 0
