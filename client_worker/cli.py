@@ -14,8 +14,8 @@ from client_worker.ledger import Ledger
 from client_worker.local_data import open_data
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.policy import accept_plan
-from client_worker.session import require_membership
 from client_worker.settings import ClientSettings
+from client_worker.standing import require_membership
 from client_worker.worker import run
 from shared.logs import configure
 from shared.outermost import run_program

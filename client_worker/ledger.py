@@ -1,4 +1,4 @@
-"""The privacy ledger and the outbox: one SQLite file, so that a noised update and what it cost are on disk together.
+"""The privacy ledger and the outbox: a noised update and what it cost are on disk by one commit of one SQLite file.
 
 Append-only rows, chained by hash: RESERVED before the first noised step, SEALED with the bytes in the outbox, PUBLISHED,
 SETTLED. Epsilon counts everything reserved; nothing lowers it. A retry sends the same bytes and draws no new noise.
@@ -8,15 +8,16 @@ import fcntl
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import msgpack
 
-from shared import codec
+from client_worker.outbox import LARGE_BYTES, OutboxFolder
+from shared.codec import Encoded
 from shared.errors import CheckpointError, SettingsError, StorageError
 
 KEPT_SETTLED = 8
@@ -28,11 +29,14 @@ CREATE TABLE IF NOT EXISTS ledger (
     fields BLOB NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS outbox (
-    sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, content BLOB NOT NULL, settled INTEGER NOT NULL DEFAULT 0
+    sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, size INTEGER NOT NULL,
+    content BLOB, settled INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-"""
+"""  # content is null where it lies in a file of its own
 
 State = Literal["OPENED", "CARRIED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
+Row = tuple[State, Mapping[str, Any]]
+Statement = tuple[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +56,64 @@ class Charge:
     steps: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """An update that is in the outbox, to be sent as it is now and at every retry."""
 
     sequence: int
     hash: str
+    size: int
+    settled: bool = False
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the bytes lie in a file beside the ledger."""
+        return self.size > LARGE_BYTES
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the rows add up to. `carried` is epsilon that an earlier incarnation had spent, as far as the federation knows."""
+
+    opened: Mapping[str, Any] | None = None
+    charges: list[Charge] = field(default_factory=list)
+    carried: float = 0.0
+    reservations: int = 0
+    reports: int = 0
+
+    def add(self, state: str, fields: Mapping[str, Any]) -> None:
+        """Counts one more row."""
+        match state:
+            case "OPENED":
+                self.opened = fields
+            case "CARRIED":
+                self.carried += fields["epsilon"]
+            case "REPORTED":
+                self.reports += 1
+            case "RESERVED":
+                self.reservations += 1
+                if fields["noise_multiplier"] is not None:
+                    self.charges.append(Charge(fields["noise_multiplier"], fields["sample_rate"], fields["steps"]))
+
+
+def _nothing() -> None:
+    return
 
 
 class Ledger:
-    """One institution's ledger for one run and incarnation; owned by one thread.
+    """One institution's ledger for one run and incarnation; owned by one thread, which keeps in memory what it needs often.
 
     Raises CheckpointError when the file is damaged or belongs to another run, StorageError when it cannot be written.
     """
 
     def __init__(self, path: Path, *, run_id: str, institution: str, incarnation: int) -> None:
+        self.folder = path.parent
+        self.totals = Totals()
         self._path = path
+        self._files = OutboxFolder(path.with_name("outbox"))
+        self._last = (0, "")
+        self._late: tuple[Row, ...] = ()
+        self._outbox: dict[int, Sealed] = {}
         with ExitStack() as opened:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,133 +123,156 @@ class Ledger:
                 self._database.execute("PRAGMA synchronous=FULL")
                 self._database.executescript(_SCHEMA)
                 path.chmod(0o600)
+                self._read_rows()
+                self._read_outbox()
             except (sqlite3.DatabaseError, OSError) as error:
                 raise CheckpointError(f"{path} cannot be opened as a ledger: {error}") from error
-            self._open(run_id, institution, incarnation)
-            self._files = opened.pop_all()
+            self._open({"run_id": run_id, "institution": institution, "incarnation": incarnation})
+            self._opened = opened.pop_all()
 
-    def _open(self, run_id: str, institution: str, incarnation: int) -> None:
-        self._verify()
-        wanted = {"run_id": run_id, "institution": institution, "incarnation": incarnation}
-        opened = self._rows("OPENED")
-        if not opened:
-            self._append("OPENED", wanted)
-        elif opened[-1] != wanted:
-            raise CheckpointError(
-                f"{self._path} was opened for {opened[-1]}, the settings say {wanted}; "
-                "a ledger is never used for another run: name another state_folder"
-            )
-
-    def _verify(self) -> None:
-        previous = ""
+    def _read_rows(self) -> None:
         for number, state, fields, before, digest in self._database.execute(
             "SELECT number, state, fields, previous, hash FROM ledger ORDER BY number"
         ):
-            if before != previous or digest != _row_hash(number, state, fields, before):
+            if before != self._last[1] or digest != _row_hash(number, state, fields, before):
                 raise CheckpointError(f"{self._path}: row {number} does not follow from the one before; the ledger was altered")
-            previous = digest
+            self._last = (number, digest)
+            self.totals.add(state, msgpack.unpackb(fields))
 
-    @property
-    def charges(self) -> list[Charge]:
-        """Every reservation so far, in order: what epsilon is computed from."""
-        return [
-            Charge(row["noise_multiplier"], row["sample_rate"], row["steps"])
-            for row in self._rows("RESERVED")
-            if row["noise_multiplier"] is not None
-        ]
+    def _read_outbox(self) -> None:
+        for sequence, digest, size, settled in self._database.execute(
+            "SELECT sequence, hash, size, settled FROM outbox ORDER BY sequence"
+        ):
+            self._outbox[sequence] = Sealed(sequence, digest, size, bool(settled))
+        in_files = [sealed for sealed in self._outbox.values() if sealed.in_file]
+        for sealed in in_files:
+            self._files.require(sealed.sequence, sealed.size)
+        self._files.keep_only(sealed.sequence for sealed in in_files)
 
-    @property
-    def carried(self) -> float:
-        """Epsilon that an earlier incarnation had spent, as far as the federation knows; its ledger may be lost."""
-        return float(sum(row["epsilon"] for row in self._rows("CARRIED")))
-
-    @property
-    def reservations(self) -> int:
-        """How many local trainings were charged."""
-        return len(self._rows("RESERVED"))
-
-    @property
-    def reports(self) -> int:
-        """How many validation reports were released."""
-        return len(self._rows("REPORTED"))
+    def _open(self, wanted: Mapping[str, Any]) -> None:
+        if self.totals.opened is None:
+            self._write(("OPENED", wanted))
+        elif self.totals.opened != wanted:
+            raise CheckpointError(
+                f"{self._path} was opened for {self.totals.opened}, the settings say {wanted}; "
+                "a ledger is never used for another run: name another state_folder"
+            )
 
     @property
     def head(self) -> tuple[int, str]:
         """Sequence and hash of the last sealed update; (0, "") before the first."""
-        row = self._database.execute("SELECT sequence, hash FROM outbox ORDER BY sequence DESC LIMIT 1").fetchone()
-        return (row[0], row[1]) if row else (0, "")
+        sealed = self._outbox[max(self._outbox)] if self._outbox else None
+        return (sealed.sequence, sealed.hash) if sealed else (0, "")
 
-    def reserve(self, fields: Mapping[str, Any], *, epsilon_spent: float | None) -> Reservation:
-        """Charges one local training; durable when it returns."""
-        return Reservation(self._append("RESERVED", {**fields, "epsilon_spent": epsilon_spent}), epsilon_spent)
-
-    def seal(self, reservation: Reservation, encode: Callable[[int], bytes]) -> Sealed:
-        """Gives the next sequence number to an update and puts its bytes and its row on disk in one transaction."""
-        sequence = self.head[0] + 1
-        content = encode(sequence)
-        sealed = Sealed(sequence, codec.content_hash(content))
-        with _written(self._path, self._database):
-            self._database.execute(
-                "INSERT INTO outbox (sequence, hash, content) VALUES (?, ?, ?)", (sequence, sealed.hash, content)
-            )
-            self._insert("SEALED", {"reservation": reservation.number, "sequence": sequence, "hash": sealed.hash})
-        return sealed
-
-    def published(self, sealed: Sealed) -> None:
-        """The broker has confirmed every chunk."""
-        self._append("PUBLISHED", {"sequence": sealed.sequence})
-
-    def carry(self, epsilon: float) -> None:
-        """Charges what an earlier incarnation spent."""
-        self._append("CARRIED", {"epsilon": epsilon})
-
-    def reported(self, version: int, epsilon: float) -> None:
-        """Charges a report on the validation rows; call it before sending."""
-        self._append("REPORTED", {"version": version, "epsilon": epsilon})
-
-    def settle(self, sequence: int, outcome: str) -> None:
-        """A manifest settled an update; the outbox keeps the last few."""
-        with _written(self._path, self._database):
-            self._database.execute("UPDATE outbox SET settled = 1 WHERE sequence = ?", (sequence,))
-            self._database.execute("DELETE FROM outbox WHERE settled = 1 AND sequence <= ?", (self.head[0] - KEPT_SETTLED,))
-            self._insert("SETTLED", {"sequence": sequence, "outcome": outcome})
+    @property
+    def kept(self) -> Mapping[int, Sealed]:
+        """Everything in the outbox by its sequence: what is not settled, and the last few that are."""
+        return self._outbox
 
     def unsettled(self) -> list[Sealed]:
         """What must still be sent, or sent again, in order."""
-        rows = self._database.execute("SELECT sequence, hash FROM outbox WHERE settled = 0 ORDER BY sequence")
-        return [Sealed(*row) for row in rows]
+        return [sealed for sealed in self._outbox.values() if not sealed.settled]
 
-    def content(self, sequence: int) -> bytes:
-        """The sealed bytes of an update that is still in the outbox."""
-        content: bytes
-        (content,) = self._database.execute("SELECT content FROM outbox WHERE sequence = ?", (sequence,)).fetchone()
+    def reserve(self, fields: Mapping[str, Any], *, epsilon_spent: float | None) -> Reservation:
+        """Charges one local training; durable when it returns."""
+        return Reservation(self._write(("RESERVED", {**fields, "epsilon_spent": epsilon_spent})), epsilon_spent)
+
+    def seal(
+        self, reservation: Reservation, encode: Callable[[int], Encoded], *, after_file: Callable[[], None] = _nothing
+    ) -> tuple[Sealed, Encoded]:
+        """Gives the next sequence number to an update and puts its bytes and its row on disk, both or neither.
+
+        `after_file` is called where the bytes lie in a file of their own and the row does not yet name it.
+        """
+        sequence = self.head[0] + 1
+        content = encode(sequence)
+        sealed = Sealed(sequence, content.hash, content.size)
+        if sealed.in_file:
+            self._files.write(sequence, content)
+            after_file()
+        row = (sequence, sealed.hash, sealed.size, None if sealed.in_file else content.joined())
+        try:
+            self._write(
+                ("SEALED", {"reservation": reservation.number, "sequence": sequence, "hash": sealed.hash}),
+                statements=[("INSERT INTO outbox (sequence, hash, size, content) VALUES (?, ?, ?, ?)", row)],
+            )
+        except StorageError:
+            self._files.remove(sequence)
+            raise
+        self._outbox[sequence] = sealed
+        return sealed, content
+
+    def published(self, sealed: Sealed) -> None:
+        """The broker has confirmed every chunk. Written with the next row: after a crash it is only sent once more."""
+        self._late = (*self._late, ("PUBLISHED", {"sequence": sealed.sequence}))
+
+    def carry(self, epsilon: float) -> None:
+        """Charges what an earlier incarnation spent."""
+        self._write(("CARRIED", {"epsilon": epsilon}))
+
+    def reported(self, version: int, epsilon: float) -> None:
+        """Charges a report on the validation rows; call it before sending."""
+        self._write(("REPORTED", {"version": version, "epsilon": epsilon}))
+
+    def settle(self, sequence: int, outcome: str) -> None:
+        """A manifest settled an update; the outbox keeps the last few."""
+        oldest = self.head[0] - KEPT_SETTLED
+        self._write(
+            ("SETTLED", {"sequence": sequence, "outcome": outcome}),
+            statements=[
+                ("UPDATE outbox SET settled = 1 WHERE sequence = ?", (sequence,)),
+                ("DELETE FROM outbox WHERE settled = 1 AND sequence <= ?", (oldest,)),
+            ],
+        )
+        self._outbox[sequence] = replace(self._outbox[sequence], settled=True)
+        for dropped in [each for each in self._outbox.values() if each.settled and each.sequence <= oldest]:
+            del self._outbox[dropped.sequence]
+            if dropped.in_file:
+                self._files.remove(dropped.sequence)
+
+    def content(self, sealed: Sealed) -> Encoded:
+        """The sealed bytes of an update that is still in the outbox. Raises CheckpointError when they are others."""
+        content = self._files.read(sealed.sequence) if sealed.in_file else self._row_content(sealed.sequence)
+        if (content.size, content.hash) != (sealed.size, sealed.hash):
+            raise CheckpointError(
+                f"{self.folder}: the bytes of update {sealed.sequence} are not those that were sealed; nothing was sent, "
+                "ask the operator for a new incarnation"
+            )
         return content
+
+    def _row_content(self, sequence: int) -> Encoded:
+        (content,) = self._database.execute("SELECT content FROM outbox WHERE sequence = ?", (sequence,)).fetchone()
+        return Encoded([content or b""])
 
     def reopen(self, watermark: int) -> None:
         """The aggregator's watermark went back: what the outbox still has above it is to be sent again."""
-        with _written(self._path, self._database):
-            self._database.execute("UPDATE outbox SET settled = 0 WHERE sequence > ?", (watermark,))
+        self._write(statements=[("UPDATE outbox SET settled = 0 WHERE sequence > ?", (watermark,))])
+        for sealed in [each for each in self._outbox.values() if each.sequence > watermark]:
+            self._outbox[sealed.sequence] = replace(sealed, settled=False)
 
     def close(self) -> None:
-        """Closes the file; everything in it is already durable."""
-        self._files.close()
+        """Closes the file, with the rows that waited for others where there is room for them."""
+        if self._late:
+            with suppress(StorageError):
+                self._write()
+        self._opened.close()
 
-    def _rows(self, state: State) -> list[dict[str, Any]]:
-        rows = self._database.execute("SELECT fields FROM ledger WHERE state = ? ORDER BY number", (state,))
-        return [msgpack.unpackb(fields) for (fields,) in rows]
-
-    def _append(self, state: State, fields: Mapping[str, Any]) -> int:
+    def _write(self, *rows: Row, statements: Sequence[Statement] = ()) -> int:
+        """One transaction, with the rows that waited for one; returns the last row's number."""
+        rows = (*self._late, *rows)
+        number, previous = self._last
         with _written(self._path, self._database):
-            return self._insert(state, fields)
-
-    def _insert(self, state: State, fields: Mapping[str, Any]) -> int:
-        last = self._database.execute("SELECT number, hash FROM ledger ORDER BY number DESC LIMIT 1").fetchone()
-        number, previous = (last[0] + 1, last[1]) if last else (1, "")
-        packed = msgpack.packb(dict(fields))
-        digest = _row_hash(number, state, packed, previous)
-        self._database.execute(
-            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", (number, state, int(time.time()), packed, previous, digest)
-        )
+            for statement, arguments in statements:
+                self._database.execute(statement, arguments)
+            for state, fields in rows:
+                packed = msgpack.packb(dict(fields))
+                number, before = number + 1, previous
+                previous = _row_hash(number, state, packed, before)
+                row = (number, state, int(time.time()), packed, before, previous)
+                self._database.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._last, self._late = (number, previous), ()
+        for state, fields in rows:
+            self.totals.add(state, fields)
         return number
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from broker_config.spool import Spool
 from client_worker.ledger import Charge, Ledger, Reservation, Sealed
 from client_worker.policy import Policy
 from shared import messages
+from shared.codec import Encoded
 from shared.errors import PrivacyBudgetExhaustedError
-from shared.messages import ManifestRecord, Metrics, PrivacyStatement, Update
+from shared.messages import BlobName, Metrics, PrivacyStatement, Update
 from shared.parameters import Parameters
 from shared.plan import Plan
 
@@ -55,21 +57,35 @@ class LocalData:
     report: Callable[[Parameters, float], Metrics] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a training starts from: the model of a version, under the plan that is in force when it begins."""
+
+    version: int
+    model: BlobName
+    plan_hash: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """A local training under way or done, with what its update will say."""
 
     reservation: Reservation
-    base: ManifestRecord
+    base: Base
     statement: PrivacyStatement
     delta: Future[Parameters]
 
 
-STEPS = ("reserve", "seal", "publish", "settle")
-"""After each of these something more is durable; tests kill the process between every two."""
+STEPS = ("reserve", "file", "seal", "chunk", "publish", "settle")
+"""After each of these something more is durable, here or at the broker; tests kill the process between every two. `file` is
+for large updates only, and `chunk` is told once for each that is handed to the broker."""
 
 
 def _no_step(_step: str) -> None:
+    return
+
+
+def _nobody() -> None:
     return
 
 
@@ -90,18 +106,23 @@ class LocalWork:
         self.data = data
         self.ledger = ledger
         self.training: Training | None = None
-        self._stopping = stopping
+        self.spool = Spool(ledger.folder / "model.part")
+        self.on_trained: Callable[[], None] = _nobody
+        """Called on the training thread when a training has ended."""
+        self.stopping = stopping
+        self._fresh: tuple[Sealed, Encoded] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     def afford(self, plan: Plan) -> PrivacyStatement:
         """What one more local training would state. Raises PrivacyBudgetExhaustedError when it would cost too much."""
-        if self.ledger.reservations >= plan.local.updates:
+        if self.ledger.totals.reservations >= plan.local.updates:
             raise PrivacyBudgetExhaustedError(f"all {plan.local.updates} planned local trainings are used")
         if plan.privacy.mechanism == "none":
             return PrivacyStatement(mechanism="none", steps=plan.local.steps)
         sigma = self.data.noise_multiplier(plan)
         charge = Charge(sigma, plan.local.sample_rate, plan.local.steps)
-        spent = self.ledger.carried + self.data.epsilon([*self.ledger.charges, charge], plan.privacy.target_delta)
+        totals = self.ledger.totals
+        spent = totals.carried + self.data.epsilon([*totals.charges, charge], plan.privacy.target_delta)
         allowed = min(plan.privacy.epsilon or 0.0, self.member.policy.max_epsilon)
         if spent > allowed:
             raise PrivacyBudgetExhaustedError(f"one more local training would spend epsilon {spent:.3f} of {allowed:g}")
@@ -117,18 +138,18 @@ class LocalWork:
 
     def carry_over(self, epsilon_stated: float, plan: Plan) -> None:
         """A new ledger goes on from what an earlier incarnation had stated, and one update more: it may have been under way."""
-        if self.ledger.reservations or self.ledger.carried or plan.privacy.mechanism == "none":
+        if self.ledger.totals.reservations or self.ledger.totals.carried or plan.privacy.mechanism == "none":
             return
         charge = Charge(self.data.noise_multiplier(plan), plan.local.sample_rate, plan.local.steps)
         self.ledger.carry(epsilon_stated + self.data.epsilon([charge], plan.privacy.target_delta))
-        log.warning("budget carried over", epsilon_spent=round(self.ledger.carried, 3))
+        log.warning("budget carried over", epsilon_spent=round(self.ledger.totals.carried, 3))
 
-    def begin(self, base: ManifestRecord, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
-        """Charges one local training, then starts it."""
+    def begin(self, base: Base, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
+        """Charges one local training, then starts it. The model's arrays must not change before it has ended."""
         fields = {
-            "base_version": base.manifest.version,
-            "base_hash": base.manifest.model.hash,
-            "plan_hash": base.manifest.plan_hash,
+            "base_version": base.version,
+            "base_hash": base.model.hash,
+            "plan_hash": base.plan_hash,
             "dataset": self.data.fingerprint,
             **statement.model_dump(exclude={"epsilon_spent"}),
         }
@@ -136,9 +157,10 @@ class LocalWork:
         self.after_step("reserve")
         future = self._pool.submit(self._train, model, plan, statement.noise_multiplier)
         self.training = Training(reservation, base, statement, future)
+        future.add_done_callback(lambda _: self.on_trained())
         log.info(
             "training",
-            base_version=base.manifest.version,
+            base_version=base.version,
             examples=self.data.num_examples,
             epsilon_spent=statement.epsilon_spent,
             noise_multiplier=statement.noise_multiplier,
@@ -146,8 +168,8 @@ class LocalWork:
 
     def _train(self, model: Parameters, plan: Plan, sigma: float | None) -> Parameters:
         started = time.monotonic()
-        delta = self.data.train(model, plan, sigma, self._stopping.is_set)
-        self._stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
+        delta = self.data.train(model, plan, sigma, self.stopping.is_set)
+        self.stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
         return delta
 
     def seal(self) -> Sealed | None:
@@ -155,34 +177,49 @@ class LocalWork:
         training = self.training
         if training is None or not training.delta.done():
             return None
-        if self._stopping.is_set() and training.delta.exception() is not None:
+        if self.stopping.is_set() and training.delta.exception() is not None:
             return None
         delta = training.delta.result()
-        sealed = self.ledger.seal(training.reservation, lambda sequence: self._encode(training, delta, sequence))
-        self.training = None
+        sealed, content = self.ledger.seal(
+            training.reservation,
+            lambda sequence: self._encode(training, delta, sequence),
+            after_file=lambda: self.after_step("file"),
+        )
+        self.training, self._fresh = None, (sealed, content)
         self.after_step("seal")
-        log.info("sealed", sequence=sealed.sequence, hash=sealed.hash[:12])
+        log.debug("sealed", sequence=sealed.sequence, hash=sealed.hash[:12])
         return sealed
 
-    def _encode(self, training: Training, delta: Parameters, sequence: int) -> bytes:
-        manifest = training.base.manifest
+    def content(self, sealed: Sealed) -> Encoded:
+        """What is to be sent: as it is still in memory, or else from disk and its hash checked."""
+        if self._fresh is not None and self._fresh[0].sequence == sealed.sequence:
+            return self._fresh[1]
+        return self.ledger.content(sealed)
+
+    def published(self, sealed: Sealed) -> None:
+        """The broker has confirmed every chunk; a re-send takes the bytes from disk."""
+        self._fresh = None
+        self.after_step("publish")
+        self.ledger.published(sealed)
+
+    def _encode(self, training: Training, delta: Parameters, sequence: int) -> Encoded:
         update = Update(
             run_id=self.member.run_id,
             institution=self.member.institution,
             incarnation=self.member.incarnation,
             sequence=sequence,
-            base_version=manifest.version,
-            base_hash=manifest.model.hash,
-            plan_hash=manifest.plan_hash,
+            base_version=training.base.version,
+            base_hash=training.base.model.hash,
+            plan_hash=training.base.plan_hash,
             num_examples=self.data.num_examples,
             privacy=training.statement,
         )
-        return messages.encode("update", update, delta)
+        return messages.encode_parts("update", update, delta)
 
     def metrics(self, model: Parameters, version: int) -> tuple[Metrics, float] | None:
         """Noised validation metrics to be sent, charged first; None where the policy or the number of reports forbids it."""
         reports = self.member.policy.reports
-        if not reports.allowed or self.data.report is None or self.ledger.reports >= reports.at_most:
+        if not reports.allowed or self.data.report is None or self.ledger.totals.reports >= reports.at_most:
             return None
         self.ledger.reported(version, reports.epsilon_each)
         return self.data.report(model, reports.epsilon_each), reports.epsilon_each
@@ -190,4 +227,5 @@ class LocalWork:
     def close(self) -> None:
         """Ends the training thread; what it was doing stays charged."""
         self._pool.shutdown()
+        self.spool.close()
         self.ledger.close()

@@ -5,64 +5,51 @@ import time
 
 import structlog
 
-from broker_config.streams import LineageReader, fetch_model
-from broker_config.topology import LINEAGE, control_queue, update_queue
-from client_worker.ledger import Sealed
-from client_worker.local_work import LocalWork, Member
+from broker_config.downloads import ModelReader, Wanted
+from broker_config.streams import LineageReader
+from broker_config.topology import LINEAGE, MODEL, control_queue
+from client_worker.local_work import Base, LocalWork
 from client_worker.policy import accept_plan
-from shared import messages
-from shared.broker import Broker, Delivery, Header
-from shared.chunks import split
-from shared.errors import (
-    CheckpointError,
-    PrivacyBudgetExhaustedError,
-    PublishRefusedError,
-    RejectedMessageError,
-    SettingsError,
-    TopologyError,
-)
+from client_worker.sending import Sender
+from client_worker.standing import SameModelPause, require_membership, require_own, require_same_history
+from shared import messages, parameters
+from shared.broker import Broker, Delivery
+from shared.errors import PrivacyBudgetExhaustedError, RejectedMessageError, SettingsError
 from shared.lineage import Lineage
-from shared.messages import Control, Entry, Hello, ManifestRecord, Report
+from shared.messages import Control, Hello, ManifestRecord, Metrics, PrivacyStatement, Report
 from shared.parameters import Parameters
-from shared.plan import Frozen, Limits, Plan
+from shared.plan import Limits, Plan
 
 TICK_SECONDS = 0.05
+"""For what only time brings; whatever else there is to do wakes the loop."""
+MOST_AT_ONCE = 64
+"""Deliveries taken before the loop looks at everything else again."""
 RESEND_SECONDS = 60.0
 REFUSED_PAUSE_SECONDS = 1.0
-SAME_MODEL_PAUSE_SECONDS = 2.0
-LONGEST_PAUSE_SECONDS = 60.0
 
 log = structlog.get_logger()
-
-
-def require_membership(lineage: Lineage, member: Member) -> Entry:
-    """The institution's entry of the table. Raises TopologyError when it is no member of this run, or not with this kit."""
-    run_id = lineage.head.manifest.run_id if lineage.head else ""
-    if run_id != member.run_id:
-        raise TopologyError(f"the broker holds run {run_id}, {member.institution} was admitted to run {member.run_id}")
-    entry = (lineage.table or {}).get(member.pseudonym)
-    if entry is None or entry.removed:
-        raise TopologyError(f"{member.institution} is not a member of this federation; ask the operator to add it")
-    if entry.incarnation > member.incarnation:
-        raise TopologyError(f"incarnation {entry.incarnation} was issued after this one; use the newer kit, or stop this service")
-    return entry
 
 
 class Session:
     """One connection's part of an institution's work. Ends by an error of the broker, or when the run is finished."""
 
     def __init__(self, work: LocalWork, broker: Broker) -> None:
+        work.on_trained = broker.wake
         self._work = work
         self._broker = broker
         self._reader = LineageReader(broker, on_record=self._note_outcomes)
+        self._models = ModelReader(broker, work.spool)
+        self._sender = Sender(work, broker)
         self._nonce = secrets.token_hex(8)
         self._greeted = False
         self._outcomes: dict[int, str] = {}
+        self._settled_from: Lineage | None = None
         self._send_after = 0.0
         self._sent = 0
-        self._train_after = 0.0
-        self._pause_seconds = SAME_MODEL_PAUSE_SECONDS
-        self._last_base = ""
+        self._report: Report | None = None
+        self._report_after = 0.0
+        self._wanted: Wanted | None = None
+        self._pause = SameModelPause()
         self._spent_plan = ""
         self._said: tuple[str, str] = ("", "")
         self.finished = False
@@ -80,33 +67,37 @@ class Session:
 
     def step(self) -> None:
         """One turn: take what has arrived, then do what is next. Waits at most a tick."""
-        delivery = self._broker.receive(TICK_SECONDS)
+        delivery, taken = self._broker.receive(TICK_SECONDS), 0
         while delivery is not None:
             self._take(delivery)
-            delivery = self._broker.receive(0.0)
+            taken += 1
+            delivery = self._broker.receive(0.0) if taken < MOST_AT_ONCE else None
         if self._greeted:
             self._proceed()
         elif time.monotonic() > self._send_after:
             self._say_hello()
 
     def _proceed(self) -> None:
-        waiting = self._settle()
-        sealed = self._work.seal()
-        if sealed is not None:
-            waiting.append(sealed)
+        if self._reader.lineage is not self._settled_from:
+            self._settle()
+        self._work.seal()
+        self._send_report()
+        waiting = self._work.ledger.unsettled()
         if waiting:
             if waiting[0].sequence != self._sent or time.monotonic() >= self._send_after:
-                self._send(waiting[0])
+                self._sent = waiting[0].sequence
+                taken = self._sender.update(waiting[0], self._chunk_bytes)
+                self._send_after = time.monotonic() + (RESEND_SECONDS if taken else REFUSED_PAUSE_SECONDS)
         elif self._work.training is None:
             self._train()
-
-    def _entry(self) -> Entry:
-        return require_membership(self._reader.lineage, self._work.member)
 
     def _accept(self, plan: Plan) -> None:
         accept_plan(plan, self._work.member.policy, task_hash=self._work.data.task_hash)
 
     def _take(self, delivery: Delivery) -> None:
+        if delivery.queue == MODEL:
+            self._models.take(delivery)
+            return
         self._broker.ack(delivery)
         if delivery.queue != LINEAGE:
             self._hear(delivery)
@@ -137,141 +128,148 @@ class Session:
             nonce=self._nonce,
             num_examples=self._work.data.num_examples,
         )
-        self._send_small("hello", hello, f"hello-{self._nonce}")
-        self._send_after = time.monotonic() + RESEND_SECONDS
+        taken = self._sender.small("hello", hello, f"hello-{self._nonce}", self._chunk_bytes)
+        self._send_after = time.monotonic() + (RESEND_SECONDS if taken else REFUSED_PAUSE_SECONDS)
         log.info("hello", head_sequence=sequence)
 
     def _compare(self) -> None:
         """Once the hello is answered: does the aggregator know what this ledger knows?"""
-        entry = self._entry()
+        entry, ledger = require_membership(self._reader.lineage, self._work.member), self._work.ledger
         if entry.nonce != self._nonce:
             return
-        sequence, digest = self._work.ledger.head
-        if entry.watermark > sequence or (entry.watermark == sequence and entry.last_hash != digest):
-            raise CheckpointError(
-                f"the aggregator has settled update {entry.watermark}, this ledger ends at {sequence} or disagrees about it: "
-                "it is a restored backup, or the service runs twice; ask the operator for a new incarnation"
-            )
+        sequence, _ = ledger.head
+        require_same_history(entry, sequence, ledger.kept)
         if entry.watermark < sequence:
-            self._work.ledger.reopen(entry.watermark)
+            ledger.reopen(entry.watermark)
         plan = self._reader.lineage.plan
         if sequence == 0 and entry.epsilon_spent is not None and plan is not None:
             self._work.carry_over(entry.epsilon_spent, plan)
         self._greeted = True
         log.info("welcome", watermark=entry.watermark, to_send=sequence - entry.watermark)
 
-    def _settle(self) -> list[Sealed]:
-        """Closes what a manifest has settled; returns what is still to be sent or waited for."""
-        entry, ledger = self._entry(), self._work.ledger
-        waiting = ledger.unsettled()
-        if entry.watermark > ledger.head[0]:
-            raise CheckpointError(f"update {entry.watermark} was settled under our name and is not ours; the service runs twice")
-        for sealed in waiting:
-            if sealed.sequence == entry.watermark and entry.last_hash not in ("", sealed.hash):
-                raise CheckpointError("an update that is not ours was settled under our name; the service runs twice")
+    def _settle(self) -> None:
+        """Closes what the newest manifest has settled."""
+        lineage, ledger = self._reader.lineage, self._work.ledger
+        entry = require_membership(lineage, self._work.member)
+        require_own(entry, ledger.head[0], ledger.kept)
+        for sealed in ledger.unsettled():
             if sealed.sequence <= entry.watermark:
                 outcome = self._outcomes.pop(sealed.sequence, "settled")
                 ledger.settle(sealed.sequence, outcome)
                 self._work.after_step("settle")
-                log.info("settled", sequence=sealed.sequence, outcome=outcome, version=self._version)
-        return [sealed for sealed in waiting if sealed.sequence > entry.watermark]
+                log.info("settled", sequence=sealed.sequence, outcome=outcome, version=self._head.manifest.version)
+        self._settled_from = lineage
 
     @property
-    def _version(self) -> int:
-        return self._reader.current()[0].manifest.version
-
-    def _send(self, sealed: Sealed) -> None:
-        """Publishes an update from its first chunk on; a re-send is the same bytes under the same ids."""
-        member, content = self._work.member, self._work.ledger.content(sealed.sequence)
-        self._sent = sealed.sequence
-        about: dict[str, Header] = {
-            "institution": member.institution,
-            "incarnation": member.incarnation,
-            "sequence": sealed.sequence,
-        }
-        chunks = split(
-            content,
-            kind="update",
-            run_id=member.run_id,
-            identity=f"{member.institution}/{member.incarnation}/{sealed.sequence}",
-            chunk_bytes=self._chunk_bytes,
-            about=about,
-        )
-        try:
-            for chunk in chunks:
-                self._broker.publish(update_queue(member.institution), chunk)
-        except PublishRefusedError as error:
-            self._send_after = time.monotonic() + REFUSED_PAUSE_SECONDS
-            log.warning("update not taken yet, trying again", sequence=sealed.sequence, reason=str(error))
-            return
-        self._work.after_step("publish")
-        self._work.ledger.published(sealed)
-        self._send_after = time.monotonic() + RESEND_SECONDS
-        log.info("published", sequence=sealed.sequence, bytes=len(content))
+    def _head(self) -> ManifestRecord:
+        return self._reader.current()[0]
 
     @property
     def _chunk_bytes(self) -> int:
         plan = self._reader.lineage.plan
         return plan.limits.chunk_bytes if plan is not None else Limits().chunk_bytes
 
-    def _send_small(self, kind: str, body: Frozen, identity: str) -> None:
-        member = self._work.member
-        content = messages.encode(kind, body)
-        for chunk in split(content, kind=kind, run_id=member.run_id, identity=identity, chunk_bytes=self._chunk_bytes):
-            self._broker.publish(update_queue(member.institution), chunk)
-
     def _train(self) -> None:
-        head, lineage = self._reader.current()
-        plan, manifest = lineage.plan, head.manifest
-        if manifest.phase != "running" or plan is None:
+        """Asks for a model, and trains on it once it is here, if everything still allows it."""
+        manifest = self._head.manifest
+        if manifest.phase != "running":
             self._say(manifest.phase, manifest.phase_reason)
             self.finished = manifest.phase == "finished"
             return
-        if manifest.plan_hash == self._spent_plan or self._rests(manifest.model.hash):
+        if self._wanted is None and self._permitted() is not None:
+            self._wanted = self._choose()
+        if self._wanted is None:
             return
+        wanted, model = self._wanted, self._model(self._wanted)
+        permitted = None if model is None else self._permitted()
+        if model is None or permitted is None:
+            return
+        self._wanted = None
+        if self._is_stale(wanted):
+            log.warning("the model came too late to train on, beginning with the newest", version=wanted.version)
+            return
+        plan, statement = permitted
+        _require_room(plan, 4 * parameters.count(model))
+        self._pause.begun(wanted.blob.hash)
+        self._work.begin(Base(wanted.version, wanted.blob, manifest.plan_hash), model, plan, statement)
+        self._make_report(wanted, model)
+
+    def _permitted(self) -> tuple[Plan, PrivacyStatement] | None:
+        """What one more training may be and what it would state; None, and said why, where there is to be none now."""
+        head, lineage = self._reader.current()
+        plan, plan_hash = lineage.plan, head.manifest.plan_hash
+        if plan is None or plan_hash == self._spent_plan:
+            return None
         self._accept(plan)
-        if manifest.model.size > plan.limits.update_bytes:
-            raise SettingsError(f"the plan allows updates of {plan.limits.update_bytes} bytes, a model has {manifest.model.size}")
         try:
-            statement = self._work.afford(plan)
+            return plan, self._work.afford(plan)
         except PrivacyBudgetExhaustedError as error:
-            self._spent_plan = manifest.plan_hash
+            self._spent_plan = plan_hash
             self._say("budget_spent", str(error))
-            return
-        model = fetch_model(self._broker, head)
-        self._work.begin(head, model, plan, statement)
-        self._report(head, model)
+            return None
 
-    def _rests(self, model: str) -> bool:
-        """Whether to wait rather than train on the same model again, which spends epsilon; longer each time."""
-        now = time.monotonic()
-        if model != self._last_base:
-            self._last_base, self._pause_seconds = model, SAME_MODEL_PAUSE_SECONDS
-        elif now < self._train_after:
-            return True
-        else:
-            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
-        self._train_after = now + self._pause_seconds
-        return False
+    def _choose(self) -> Wanted | None:
+        """What to train on: a large model that is partly here while that makes sense, else the newest; None during a pause."""
+        head, lineage = self._reader.current()
+        wanted = self._models.unfinished()
+        if wanted is None or lineage.bases.get(wanted.version) != wanted.blob.hash or self._is_stale(wanted):
+            wanted = Wanted(head.manifest.version, head.manifest.model, head.model_at)
+        if lineage.plan is not None:
+            _require_room(lineage.plan, wanted.blob.size)
+        return None if self._pause.holds(wanted.blob.hash) else wanted
 
-    def _report(self, head: ManifestRecord, model: Parameters) -> None:
-        released = self._work.metrics(model, head.manifest.version)
-        if released is None:
-            return
-        member, (metrics, epsilon) = self._work.member, released
-        report = Report(
+    def _model(self, wanted: Wanted) -> Parameters | None:
+        """The model once it is here. What is not, and will not come or is soon got anew, is no longer wanted."""
+        head, lineage = self._reader.current()
+        if wanted.blob.hash == head.manifest.model.hash:
+            wanted = Wanted(wanted.version, wanted.blob, head.model_at)  # a new leader may have published it elsewhere
+        model = self._models.get(wanted)
+        if model is None and (wanted.is_small or self._models.dropped(wanted, lineage.bases)):
+            self._wanted = None
+        return model
+
+    def _is_stale(self, wanted: Wanted) -> bool:
+        head, lineage = self._reader.current()
+        most = lineage.plan.aggregation.staleness.max_staleness if lineage.plan else 0
+        return head.manifest.version - wanted.version > most
+
+    def _make_report(self, base: Wanted, model: Parameters) -> None:
+        released = self._work.metrics(model, base.version)
+        if released is not None:
+            self._report = self._report_of(base, *released)
+            self._report_after = 0.0
+            self._send_report()
+
+    def _report_of(self, base: Wanted, metrics: Metrics, epsilon: float) -> Report:
+        member = self._work.member
+        return Report(
             run_id=member.run_id,
             institution=member.institution,
             incarnation=member.incarnation,
-            version=head.manifest.version,
-            model_hash=head.manifest.model.hash,
+            version=base.version,
+            model_hash=base.blob.hash,
             metrics=metrics,
             epsilon=epsilon,
         )
-        self._send_small("report", report, f"report-{member.institution}-{member.incarnation}-{self._work.ledger.reports}")
-        log.info("reported", version=head.manifest.version, epsilon=epsilon, **metrics)
+
+    def _send_report(self) -> None:
+        report = self._report
+        if report is None or time.monotonic() < self._report_after:
+            return
+        identity = f"report-{report.institution}-{report.incarnation}-{self._work.ledger.totals.reports}"
+        if self._sender.small("report", report, identity, self._chunk_bytes):
+            self._report = None
+            log.info("reported", version=report.version, epsilon=report.epsilon, **report.metrics)
+        else:
+            self._report_after = time.monotonic() + REFUSED_PAUSE_SECONDS
 
     def _say(self, state: str, reason: str) -> None:
         if self._said != (state, reason):
             self._said = (state, reason)
             log.info("not training", state=state, reason=reason)
+
+
+def _require_room(plan: Plan, size: int) -> None:
+    """Raises SettingsError where no update could carry a model; nothing is charged then."""
+    if size > plan.limits.update_bytes:
+        raise SettingsError(f"the plan allows updates of {plan.limits.update_bytes} bytes, a model has {size}")

@@ -9,6 +9,7 @@ import pytest
 
 from client_worker.ledger import Charge, Ledger
 from shared import codec
+from shared.codec import Encoded
 from shared.errors import CheckpointError, SettingsError, StorageError
 from tests.builders import RUN
 
@@ -27,7 +28,12 @@ def ledger(tmp_path):
 
 
 def sealed(ledger: Ledger, content: bytes = b"noised %d"):
-    return ledger.seal(ledger.reserve(CHARGE, epsilon_spent=0.5), lambda sequence: content.replace(b"%d", b"%d" % sequence))
+    reservation = ledger.reserve(CHARGE, epsilon_spent=0.5)
+    return ledger.seal(reservation, lambda sequence: Encoded([content.replace(b"%d", b"%d" % sequence)]))[0]
+
+
+def bytes_of(ledger: Ledger, sequence: int) -> bytes:
+    return ledger.content(ledger.kept[sequence]).joined()
 
 
 def states(folder: Path) -> list[str]:
@@ -38,7 +44,13 @@ def states(folder: Path) -> list[str]:
 
 
 def test_a_new_ledger_has_spent_nothing(ledger):
-    assert (ledger.charges, ledger.reservations, ledger.reports, ledger.head, ledger.unsettled()) == ([], 0, 0, (0, ""), [])
+    assert (ledger.totals.charges, ledger.totals.reservations, ledger.totals.reports, ledger.head, ledger.unsettled()) == (
+        [],
+        0,
+        0,
+        (0, ""),
+        [],
+    )
 
 
 def test_a_training_is_charged_before_it_begins_and_stays_charged_when_it_never_ends(tmp_path):
@@ -47,14 +59,14 @@ def test_a_training_is_charged_before_it_begins_and_stays_charged_when_it_never_
     assert reservation.epsilon_spent == 0.7
     first.close()
     again = opened(tmp_path)
-    assert again.charges == [Charge(1.5, 0.25, 10)]
+    assert again.totals.charges == [Charge(1.5, 0.25, 10)]
     assert again.unsettled() == []
     again.close()
 
 
 def test_a_training_without_noise_is_counted_and_costs_no_epsilon(ledger):
     ledger.reserve({"noise_multiplier": None, "sample_rate": None, "steps": 10}, epsilon_spent=None)
-    assert (ledger.reservations, ledger.charges) == (1, [])
+    assert (ledger.totals.reservations, ledger.totals.charges) == (1, [])
 
 
 def test_a_sealed_update_has_the_next_number_and_the_hash_of_its_bytes(ledger):
@@ -73,14 +85,14 @@ def test_the_same_bytes_are_there_after_a_restart(tmp_path):
     again = opened(tmp_path)
     (waiting,) = again.unsettled()
     assert (waiting.sequence, waiting.hash) == (before.sequence, before.hash)
-    assert again.content(1) == b"\x00noise 1\xff"
+    assert bytes_of(again, 1) == b"\x00noise 1\xff"
     again.close()
 
 
 def test_an_update_whose_encoding_fails_leaves_neither_number_nor_row(ledger, tmp_path):
     reservation = ledger.reserve(CHARGE, epsilon_spent=0.5)
 
-    def impossible(sequence: int) -> bytes:
+    def impossible(sequence: int) -> Encoded:
         raise ValueError(sequence)
 
     with pytest.raises(ValueError, match="1"):
@@ -96,7 +108,7 @@ def test_the_rows_tell_the_life_of_an_update_in_order(ledger, tmp_path):
     ledger.settle(1, "aggregated")
     ledger.reported(4, 0.2)
     assert states(tmp_path) == ["OPENED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
-    assert ledger.reports == 1
+    assert ledger.totals.reports == 1
 
 
 def test_settled_updates_are_sent_no_more(ledger):
@@ -111,7 +123,7 @@ def test_the_last_eight_settled_updates_are_kept(ledger, tmp_path):
         ledger.settle(sealed(ledger).sequence, "aggregated")
     ledger.reopen(0)
     assert [each.sequence for each in ledger.unsettled()] == list(range(5, 13))
-    assert ledger.content(5) == b"noised 5"
+    assert bytes_of(ledger, 5) == b"noised 5"
     assert ledger.head[0] == 12
 
 
@@ -127,7 +139,7 @@ def test_nothing_that_is_not_settled_is_ever_dropped(ledger):
     for _ in range(12):
         ledger.settle(sealed(ledger).sequence, "aggregated")
     assert [each.sequence for each in ledger.unsettled()] == [waiting.sequence]
-    assert ledger.content(1) == b"noised 1"
+    assert bytes_of(ledger, 1) == b"noised 1"
 
 
 @pytest.mark.parametrize(
@@ -211,15 +223,16 @@ def disk():
     room(None)
 
 
-def test_on_a_full_disk_nothing_is_sealed_and_the_number_is_free_again(ledger, tmp_path, disk):
+@pytest.mark.parametrize("size", [250_000, 2**20], ids=["in a row", "in a file"])
+def test_on_a_full_disk_nothing_is_sealed_and_the_number_is_free_again(ledger, tmp_path, disk, size):
     reservation = ledger.reserve(CHARGE, epsilon_spent=0.5)
     disk(200_000)
     for _ in range(3):
         with pytest.raises(StorageError, match="nothing was sent"):
-            ledger.seal(reservation, lambda sequence: bytes(2**20))
-    assert (ledger.head, ledger.unsettled(), ledger.reservations) == ((0, ""), [], 1)
+            ledger.seal(reservation, lambda sequence: Encoded([bytes(size)]))
+    assert (ledger.head, ledger.unsettled(), ledger.totals.reservations) == ((0, ""), [], 1)
     disk(None)
-    assert ledger.seal(reservation, lambda sequence: bytes(2**20)).sequence == 1
+    assert ledger.seal(reservation, lambda sequence: Encoded([bytes(size)]))[0].sequence == 1
     assert states(tmp_path) == ["OPENED", "RESERVED", "SEALED"]
 
 
@@ -228,6 +241,6 @@ def test_on_a_full_disk_nothing_is_charged_that_could_be_trained(ledger, disk):
     with pytest.raises(StorageError):
         ledger.reserve(CHARGE, epsilon_spent=0.5)
     disk(None)
-    assert ledger.charges == []
+    assert ledger.totals.charges == []
     ledger.reserve(CHARGE, epsilon_spent=0.5)
-    assert len(ledger.charges) == 1
+    assert len(ledger.totals.charges) == 1

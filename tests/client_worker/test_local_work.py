@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from client_worker.ledger import Ledger
-from client_worker.local_work import LocalWork
+from client_worker.local_work import Base, LocalWork
 from client_worker.policy import Policy, ReportPolicy
 from shared import messages
 from shared.errors import PrivacyBudgetExhaustedError, StorageError
 from shared.plan import LocalPlan, PrivacyPlan
-from tests.builders import RUN, a_plan, a_record, array
+from tests.builders import RUN, a_blob, a_plan, array
 from tests.running import ALLOWS_ANYTHING, local_data, member
 
 NOISED = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=2.0), local=LocalPlan(updates=10, steps=7, sample_rate=0.125))
-BASE = a_record(4, plan=NOISED, plan_hash=NOISED.hash)
+BASE = Base(4, a_blob("model 4"), NOISED.hash)
 MODEL = {"w": array(3, 5)}
 
 
@@ -47,9 +47,9 @@ def test_an_update_says_what_it_was_made_from_and_what_it_cost(make):
     trained(work)
     sealed = work.seal()
     assert sealed is not None
-    update, delta = messages.decode_update(work.ledger.content(1), max_bytes=2**20)
+    update, delta = messages.decode_update(work.ledger.content(work.ledger.kept[1]).joined(), max_bytes=2**20)
     assert (update.institution, update.incarnation, update.sequence, update.num_examples) == ("bank-a", 1, 1, 100)
-    assert (update.base_version, update.base_hash, update.plan_hash) == (4, BASE.manifest.model.hash, NOISED.hash)
+    assert (update.base_version, update.base_hash, update.plan_hash) == (4, BASE.model.hash, NOISED.hash)
     assert update.privacy.model_dump() == {
         "mechanism": "dp-sgd",
         "clipping_norm": 1.0,
@@ -64,7 +64,7 @@ def test_an_update_says_what_it_was_made_from_and_what_it_cost(make):
 
 def test_every_step_is_on_disk_when_it_is_told(make):
     told = []
-    work = make(after_step=lambda step: told.append((step, work.ledger.reservations, len(work.ledger.unsettled()))))
+    work = make(after_step=lambda step: told.append((step, work.ledger.totals.reservations, len(work.ledger.unsettled()))))
     trained(work)
     work.seal()
     assert told == [("reserve", 1, 0), ("seal", 1, 1)]
@@ -94,7 +94,7 @@ def test_a_new_ledger_goes_on_from_what_an_earlier_one_had_stated_and_one_update
     work = make()
     work.carry_over(0.75, NOISED)
     work.carry_over(0.75, NOISED)
-    assert work.ledger.carried == 0.75 + 0.5
+    assert work.ledger.totals.carried == 0.75 + 0.5
     assert work.afford(NOISED).epsilon_spent == 0.75 + 0.5 + 0.5
 
 
@@ -102,7 +102,7 @@ def test_a_ledger_that_has_charges_of_its_own_carries_nothing_over(make):
     work = make()
     trained(work)
     work.carry_over(0.75, NOISED)
-    assert work.ledger.carried == 0.0
+    assert work.ledger.totals.carried == 0.0
 
 
 def test_a_training_that_would_spend_more_than_the_plan_is_not_begun(make):
@@ -149,8 +149,11 @@ def test_an_update_that_found_no_room_is_sealed_later_from_the_same_noise(make, 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     sealed = work.seal()
     assert sealed is not None
-    assert work.ledger.reservations == 1
-    assert messages.decode_update(work.ledger.content(1), max_bytes=2**20)[1]["w"][:2].tolist() == [1.0, 2.0]
+    assert work.ledger.totals.reservations == 1
+    assert messages.decode_update(work.ledger.content(work.ledger.kept[1]).joined(), max_bytes=2**20)[1]["w"][:2].tolist() == [
+        1.0,
+        2.0,
+    ]
 
 
 def test_a_failed_training_tells_why_and_stays_charged(make):
@@ -161,7 +164,7 @@ def test_a_failed_training_tells_why_and_stays_charged(make):
     trained(work)
     with pytest.raises(ValueError, match="singular"):
         work.seal()
-    assert len(work.ledger.charges) == 1
+    assert len(work.ledger.totals.charges) == 1
 
 
 def test_reports_leave_only_as_often_as_the_policy_allows_and_are_charged_first(make):
@@ -170,10 +173,10 @@ def test_reports_leave_only_as_often_as_the_policy_allows_and_are_charged_first(
         report=lambda model, epsilon: {"auc": epsilon},
     )
     assert [work.metrics(MODEL, version) for version in (1, 2, 3)] == [({"auc": 0.25}, 0.25), ({"auc": 0.25}, 0.25), None]
-    assert work.ledger.reports == 2
+    assert work.ledger.totals.reports == 2
 
 
 def test_without_permission_nothing_is_evaluated(make):
     work = make(report=lambda model, epsilon: {"auc": 1.0})
     assert work.metrics(MODEL, 1) is None
-    assert work.ledger.reports == 0
+    assert work.ledger.totals.reports == 0

@@ -11,7 +11,7 @@ from broker_config.streams import publish_claim, publish_record
 from broker_config.topology import MODEL, Limits, control_queue, topology, update_queue
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalWork
-from client_worker.policy import Policy
+from client_worker.policy import Policy, ReportPolicy
 from client_worker.session import Session
 from shared import messages
 from shared.broker import Message
@@ -46,7 +46,7 @@ class Scene:
     def commit(self, model: float = 0.0, **changes) -> None:
         """The leader's next manifest."""
         content = messages.encode_model(RUN, {"w": array(model)})
-        blob = BlobName(hash=messages.codec.content_hash(content), size=len(content))
+        blob = BlobName(hash=content.hash, size=content.size)
         former = self.head.manifest if self.head else None
         new_model = former is None or former.model != blob
         if new_model:
@@ -151,7 +151,7 @@ def test_nothing_is_trained_before_the_hello_is_answered(scene):
     hello = scene.hello()
     scene.commit()
     turned(session)
-    assert scene.work.ledger.reservations == 0
+    assert scene.work.ledger.totals.reservations == 0
     scene.answer(hello)
     assert scene.update(session)[0].sequence == 1
 
@@ -169,7 +169,7 @@ def test_one_update_is_in_flight_until_a_manifest_settles_it(scene):
     scene.commit(3.0)
     turned(session)
     assert scene.nothing_received()
-    assert scene.work.ledger.reservations == 1
+    assert scene.work.ledger.totals.reservations == 1
     scene.settle(first, digest, model=4.0)
     second, _ = scene.update(session)
     assert (second.sequence, second.base_version) == (2, 2)
@@ -181,7 +181,7 @@ def test_the_same_model_is_not_trained_on_again_at_once(scene):
     scene.settle(first, digest)
     turned(session)
     assert scene.work.ledger.unsettled() == []
-    assert scene.work.ledger.reservations == 1
+    assert scene.work.ledger.totals.reservations == 1
 
 
 def test_after_a_crash_what_the_outbox_holds_is_sent_as_it_was(scene):
@@ -192,7 +192,7 @@ def test_after_a_crash_what_the_outbox_holds_is_sent_as_it_was(scene):
     assert (hello.head_sequence, hello.head_hash) == (1, digest)
     scene.answer(hello)
     assert scene.update(again)[1] == digest
-    assert scene.work.ledger.reservations == 1
+    assert scene.work.ledger.totals.reservations == 1
 
 
 def test_what_was_settled_meanwhile_is_not_sent_again(scene):
@@ -226,7 +226,7 @@ def test_a_ledger_behind_the_watermark_is_a_restored_backup(scene):
     session = scene.welcomed()
     with pytest.raises(CheckpointError, match="restored backup"):
         turned(session)
-    assert scene.work.ledger.reservations == 0
+    assert scene.work.ledger.totals.reservations == 0
 
 
 def test_a_watermark_with_another_hash_is_another_ledger(scene):
@@ -287,7 +287,7 @@ def test_a_plan_beyond_the_policy_stops_the_worker_before_it_trains(scene):
     scene.settle(first, digest, model=1.0)
     with pytest.raises(SettingsError, match="epsilon 500"):
         turned(session)
-    assert scene.work.ledger.reservations == 1
+    assert scene.work.ledger.totals.reservations == 1
 
 
 def test_a_plan_beyond_the_policy_is_refused_at_the_start(scene):
@@ -304,7 +304,7 @@ def test_a_spent_budget_stops_training_and_keeps_the_worker_up(tmp_path):
     assert first.privacy.epsilon_spent == 0.5
     scene.settle(first, digest, model=1.0)
     turned(session, 10)
-    assert (scene.work.ledger.reservations, session.finished) == (1, False)
+    assert (scene.work.ledger.totals.reservations, session.finished) == (1, False)
     scene.commit(2.0)
     turned(session)
     assert scene.nothing_received()
@@ -321,42 +321,70 @@ def test_a_finished_run_ends_the_session_after_everything_is_settled(scene):
     stepped(session, lambda: session.finished)
 
 
-def test_a_full_queue_is_waited_for_and_the_same_is_sent_later(tmp_path):
+@pytest.fixture
+def full(tmp_path) -> Iterator[Scene]:
+    """A scene whose update queue holds as much as it takes, and nobody reads it."""
     scene = Scene(tmp_path, limits=Limits(update_bytes=200, updates_per_institution=1))
-    session = scene.welcomed()
-    scene.leader.cancel(update_queue("bank-a"))
-    hand = scene.rabbit.connect("bank-a")
-    hand.publish(update_queue("bank-a"), Message(bytes(300), "update", "filler"))
-    stepped(session, lambda: scene.work.ledger.unsettled())
-    (waiting,) = scene.work.ledger.unsettled()
-    turned(session)
-    assert scene.rabbit.depth(update_queue("bank-a")) == 1
-    scene.leader.consume(update_queue("bank-a"), prefetch=100)
-    delivery = scene.leader.receive(0)
-    assert delivery is not None
-    scene.leader.ack(delivery)
-    _, digest = scene.update(session)
-    assert digest == waiting.hash
+    yield scene
     scene.close()
+
+
+def fill(scene: Scene) -> None:
+    scene.leader.cancel(update_queue("bank-a"))
+    scene.rabbit.connect("bank-a").publish(update_queue("bank-a"), Message(bytes(300), "update", "filler"))
+
+
+def empty(scene: Scene) -> None:
+    scene.leader.consume(update_queue("bank-a"), prefetch=100)
+    while (delivery := scene.leader.receive(0)) is not None:
+        scene.leader.ack(delivery)
+
+
+def test_a_full_queue_is_waited_for_and_the_same_is_sent_later(full):
+    session = full.welcomed()
+    fill(full)
+    stepped(session, lambda: full.work.ledger.unsettled())
+    (waiting,) = full.work.ledger.unsettled()
+    turned(session)
+    assert full.rabbit.depth(update_queue("bank-a")) == 1
+    empty(full)
+    _, digest = full.update(session)
+    assert digest == waiting.hash
+
+
+def test_a_hello_that_finds_the_queue_full_is_said_again_in_the_same_session(full):
+    fill(full)
+    session = full.session()
+    session.open()
+    turned(session)
+    assert full.rabbit.depth(update_queue("bank-a")) == 1
+    empty(full)
+    stepped(session, lambda: full.rabbit._queues[update_queue("bank-a")].consumers[0].unsettled)
+    full.answer(full.hello())
+    assert full.update(session)[0].sequence == 1
+
+
+def test_a_report_that_finds_the_queue_full_is_charged_once_and_sent_later(full):
+    go_on = threading.Event()
+    full.member = replace(full.member, policy=Policy(**{**dict(full.member.policy), "reports": ReportPolicy(allowed=True)}))
+    full.data = local_data("bank-a", at_least=lambda: go_on.wait(20), report=lambda model, epsilon: {"auc": 0.5})
+    session = full.welcomed()
+    fill(full)
+    stepped(session, lambda: full.work.ledger.totals.reservations)
+    turned(session)
+    assert full.work.ledger.totals.reports == 1
+    empty(full)
+    stepped(session, lambda: full.rabbit._queues[update_queue("bank-a")].consumers[0].unsettled)
+    assert full.received()[0] == "report"
+    assert full.work.ledger.totals.reports == 1
+    go_on.set()
+    assert full.update(session)[0].sequence == 1
 
 
 def test_a_hint_that_cannot_be_read_changes_nothing(scene):
     session = scene.welcomed()
     scene.leader.publish(control_queue("bank-a"), Message(b"\x80\x04", "control", "x"))
     assert scene.update(session)[0].sequence == 1
-
-
-def test_training_on_a_model_that_did_not_change_waits_longer_each_time(scene):
-    session = scene.welcomed()
-    pauses = []
-    for _ in range(6):
-        assert session._rests("a" * 64) is False
-        pauses.append(session._pause_seconds)
-        assert session._rests("a" * 64) is True
-        session._train_after = 0.0
-    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
-    assert session._rests("b" * 64) is False
-    assert session._pause_seconds == 2.0
 
 
 def test_a_model_that_no_update_could_carry_is_refused_before_anything_is_charged(tmp_path):
@@ -371,6 +399,6 @@ def test_a_model_that_no_update_could_carry_is_refused_before_anything_is_charge
         session._greeted = True
         with pytest.raises(SettingsError, match="allows updates of 1024 bytes, a model has 1025"):
             session._train()
-        assert scene.work.ledger.reservations == 0
+        assert scene.work.ledger.totals.reservations == 0
     finally:
         scene.close()
