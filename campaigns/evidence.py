@@ -1,17 +1,18 @@
 """What a federation leaves behind, as raw bytes: its streams, its dead letters and the institutions' ledgers."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from broker_config.connection import ConnectionSettings, connect
 from campaigns.wire import Stored
+from shared.broker import Broker
 
-_IDLE_SECONDS = 2.0
+IDLE_SECONDS = 2.0
+"""A stream or queue that gives nothing for so long is at its end."""
 _ALL_DEAD_LETTERS = 60_000
 
 
@@ -60,23 +61,23 @@ class Evidence:
     progress: Sequence[tuple[float, str]] = field(default_factory=list)
 
 
-def stream(settings: ConnectionSettings, name: str) -> Iterator[Stored]:
+def stream(connect: Callable[[], Broker], name: str, *, idle_seconds: float = IDLE_SECONDS) -> Iterator[Stored]:
     """Everything in a stream, from its first record on."""
-    broker = connect(settings, name="campaign/evidence")
+    broker = connect()
     try:
-        for each in broker.read(name, "first", count=None, idle_seconds=_IDLE_SECONDS):
+        for each in broker.read(name, "first", count=None, idle_seconds=idle_seconds):
             yield Stored(each.message.kind, each.message.headers, each.message.body, each.user_id, each.offset or 0)
     finally:
         broker.close()
 
 
-def waiting(settings: ConnectionSettings, queue: str) -> list[Stored]:
+def waiting(connect: Callable[[], Broker], queue: str, *, idle_seconds: float = IDLE_SECONDS) -> list[Stored]:
     """Everything in a queue; it stays there."""
-    broker = connect(settings, name="campaign/evidence")
+    broker = connect()
     try:
         broker.consume(queue, prefetch=_ALL_DEAD_LETTERS)
         found = []
-        while (each := broker.receive(_IDLE_SECONDS)) is not None:
+        while (each := broker.receive(idle_seconds)) is not None:
             found.append(Stored(each.message.kind, each.message.headers, each.message.body, each.user_id))
         return found
     finally:

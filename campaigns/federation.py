@@ -24,7 +24,7 @@ from campaigns.evidence import Evidence, Outage, ledger, stream, waiting
 from campaigns.programs import Link, Program, small_disk, with_own_clock
 from operator_console.worker_processes import WorkerProcess, entry_point
 from shared import messages
-from shared.broker import Message
+from shared.broker import Broker, Message
 from shared.messages import Entry, Operation, pseudonym
 from shared.parameters import Parameters
 from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan
@@ -118,7 +118,11 @@ class Federation:
 
     def evidence(self, outages: Sequence[Outage], progress: Sequence[tuple[float, str]]) -> Evidence:
         """What was left behind. The clients must have ended: their ledgers are read."""
-        operator, names = self.settings(OPERATOR), (*ALIVE, DEAD)
+        names = (*ALIVE, DEAD)
+
+        def operator() -> Broker:
+            return connect(self.settings(OPERATOR), name="campaign/evidence")
+
         return Evidence(
             pseudonyms={name: self.pseudonym(name) for name in names},
             lineage=list(stream(operator, "fl.lineage")),

@@ -21,6 +21,7 @@ from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.policy import Policy
 from client_worker.worker import run
 from shared.logs import configure
+from shared.outermost import run_program
 from shared.parameters import Parameters
 from shared.plan import Plan
 
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
