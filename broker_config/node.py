@@ -23,6 +23,7 @@ from broker_config.processes import MARK, end_all
 from shared.errors import BrokerUnavailableError, SettingsError
 
 _SERVER = "usr/lib/rabbitmq/bin/rabbitmq-server"
+_CONTROL = "usr/lib/rabbitmq/bin/rabbitmqctl"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 30.0
 _RECORD = "node.json"
@@ -120,6 +121,15 @@ class PrivateNode:
         """Stops the node if it runs, and starts it on the same ports and data."""
         self.stop()
         self.start()
+
+    def control(self, *words: str) -> str:
+        """What `rabbitmqctl` answers to these words; raises BrokerUnavailableError with its complaint."""
+        variables = dict(environment(self.record, self.installation.seen(self.folder), marked=self.folder))
+        command = self.installation.command(f"/{_CONTROL}", "-n", self.record.name, *words)
+        answer = subprocess.run(command, env=variables, cwd=self.folder, capture_output=True, text=True, check=False)  # noqa: S603
+        if answer.returncode != 0:
+            raise BrokerUnavailableError(f"rabbitmqctl {' '.join(words)}: {answer.stderr.strip() or answer.stdout.strip()}")
+        return answer.stdout
 
     def forget(self) -> None:
         """Reaps the processes of a node that has ended."""

@@ -22,6 +22,7 @@ _MEANINGS: dict[type[BaseException], tuple[type[FederationError], str]] = {
     exceptions.ProbableAccessDeniedError: (TopologyError, "the broker has no such virtual host, or the user no right to it"),
     exceptions.NackError: (PublishRefusedError, "the broker did not take the message (queue full, or electing a leader)"),
     exceptions.UnroutableError: (TopologyError, "no queue is bound to that exchange; `fedqueue broker apply` creates it"),
+    exceptions.ConnectionBlockedTimeout: (BrokerUnavailableError, "the broker is out of memory or disk: free some there"),
     exceptions.ConsumerCancelled: (TopologyError, "the queue was deleted"),
     exceptions.ShortStringTooLong: _UNWRITABLE,
     exceptions.UnsupportedAMQPFieldException: _UNWRITABLE,
