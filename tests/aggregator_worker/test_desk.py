@@ -1,108 +1,17 @@
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
+from itertools import permutations
 
+import numpy as np
 import pytest
 
-from aggregator_worker.desk import Desk
-from aggregator_worker.intake import Intake
 from aggregator_worker.orders import Orders
-from broker_config.memory import MemoryRabbit
-from broker_config.topology import DEAD_LETTERS, OPERATIONS, topology, update_queue
+from broker_config.topology import OPERATIONS
 from shared import messages
 from shared.broker import Message
-from shared.messages import Entry, Hello, Report, Update
-from tests.builders import (
-    NAMES,
-    RUN,
-    a_federation,
-    a_hello,
-    a_plan,
-    an_operation,
-    an_update,
-    array,
-    as_messages,
-    commit,
-    name_of,
-    small_limits,
-)
-
-TABLE = {name: Entry(incarnation=1, num_examples=examples) for name, examples in zip(NAMES, (100, 300, 600), strict=True)}
-PLAN = a_plan({"max_wait_seconds": 10.0, "buffer_size": 2, "exact_buffer": True}, limits=small_limits())
-
-
-@dataclass
-class Counter:
-    """A desk over an in-memory broker; time passes when a test says so."""
-
-    folder: Path
-    now: float = 1000.0
-    reports: list[Report] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.rabbit = MemoryRabbit(topology(NAMES))
-        self.federation = a_federation({"w": array(0, 0)}, PLAN, TABLE)
-        self.broker = self.rabbit.connect("aggregator")
-        for name in NAMES:
-            self.broker.consume(update_queue(name), prefetch=100)
-        self.broker.consume(OPERATIONS, prefetch=8)
-        self.desk = Desk(
-            self.broker,
-            self.federation,
-            Intake(self.folder, max_bytes=PLAN.limits.update_bytes),
-            name_of,
-            on_report=self.reports.append,
-            clock=lambda: self.now,
-            longest_wait_seconds=40.0,
-        )
-
-    def send(self, body: Update | Hello, *values: float, as_user: str = "", chunk_bytes: int = 2**20) -> None:
-        """Publishes as an institution does and lets the desk take it."""
-        delta = {"w": array(*values)} if values else None
-        for message in as_messages(body, delta, chunk_bytes=chunk_bytes):
-            self.publish(message, as_user or body.institution)
-
-    def publish(self, message: Message, user: str) -> None:
-        self.rabbit.connect(user).publish(update_queue(user), message)
-        delivery = self.broker.receive(0)
-        assert delivery is not None
-        self.desk.take(delivery, user)
-
-    def order(self, number: int, kind: str = "pause") -> None:
-        body = messages.encode("operation", an_operation(kind, number))
-        self.rabbit.connect("operator").publish(OPERATIONS, Message(body, "operation", "x"))
-        delivery = self.broker.receive(0)
-        assert delivery is not None
-        Orders(self.desk, lambda: self.now).take(delivery)
-
-    def dead_letters(self) -> list[Message]:
-        return [each.message for each in self._read(DEAD_LETTERS)]
-
-    def _read(self, queue: str):
-        reader = self.rabbit.connect("operator")
-        reader.consume(queue, prefetch=100)
-        while (delivery := reader.receive(0)) is not None:
-            yield delivery
-
-    def unacknowledged(self) -> int:
-        return sum(len(consumer.unsettled) for consumer in self.broker.consumers)
-
-    def entry(self, institution: str = "bank-a") -> Entry:
-        return self.federation.table[name_of(institution)]
-
-    def settled(self) -> list[tuple[int, str]]:
-        return [(each.sequence, each.outcome) for each in self.federation.pending.settled]
-
-
-@pytest.fixture
-def counter(tmp_path) -> Iterator[Counter]:
-    counter = Counter(tmp_path)
-    yield counter
-    counter.desk.intake.close()
-
-
-def update(counter: Counter, sequence: int = 1, institution: str = "bank-a", **changes) -> Update:
-    return an_update(institution, sequence, base=counter.federation.head, **changes)
+from shared.chunks import split
+from shared.messages import Entry, Report
+from tests.aggregator_worker.counter import Counter, update
+from tests.builders import RUN, a_hello, a_plan, array, as_messages, commit, name_of, small_limits
 
 
 def test_an_update_is_folded_and_stays_unacknowledged_until_the_commit(counter):
@@ -136,6 +45,27 @@ def test_updates_out_of_order_are_folded_in_order(counter):
         counter.send(update(counter, sequence), sequence, 0)
     assert counter.settled() == [(1, "aggregated"), (2, "aggregated"), (3, "aggregated")]
     assert counter.desk._early["bank-a"] == {}
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**20, 16 * 1024], ids=["one message", "chunks"])
+def test_early_updates_wait_on_disk_and_are_folded_in_their_order(tmp_path, chunk_bytes):
+    # 80,000 bytes each. With a tenth of the data they count 2^24, 1 and 1: after 2^24 each 1 is lost, before it they make 2^24 + 2
+    model = {"w": np.zeros(20_000, np.float32)}
+    steps = {1: 10 * 2.0**24, 2: 10.0, 3: 10.0}
+    for arrival in permutations(steps):
+        counter = Counter(tmp_path, model=model)
+        for sequence in arrival:
+            counter.send(update(counter, sequence), *[steps[sequence]] * 20_000, chunk_bytes=chunk_bytes)
+            waiting = counter.desk._early.get("bank-a", {}).values()
+            assert [(early.upload.body, early.upload.spool is None) for early in waiting] == [(None, False)] * len(waiting)
+        assert counter.settled() == [(1, "aggregated"), (2, "aggregated"), (3, "aggregated")]
+        assert set(counter.federation.state.model["w"].tolist()) == {2.0**24}
+
+
+def test_a_small_early_update_waits_in_memory(counter):
+    counter.send(update(counter, 2), 1, 1)
+    assert counter.desk._early["bank-a"][2].upload.spool is None
+    assert counter.desk._early["bank-a"][2].upload.body is not None
 
 
 def test_a_number_that_never_comes_is_lost_after_the_patience_of_the_plan(counter):
@@ -229,8 +159,6 @@ def report_message(report: Report) -> dict[str, object]:
 
 
 def messages_of(report: Report):
-    from shared.chunks import split
-
     return split(messages.encode("report", report), kind="report", run_id=RUN, identity="r1", chunk_bytes=2**20)
 
 
@@ -314,6 +242,45 @@ def test_a_commit_is_due_before_the_broker_loses_patience(counter):
     assert counter.desk.due()
 
 
+@pytest.fixture
+def spaced(tmp_path):
+    """Versions are 30 s apart at least; one was just made."""
+    limits = small_limits(version_spacing_seconds=30.0)
+    counter = Counter(tmp_path, plan=a_plan({"max_wait_seconds": 10.0}, limits=limits))
+    counter.send(update(counter), 1, 1)
+    assert counter.desk.due()
+    counter.commit()
+    return counter
+
+
+def test_a_new_version_waits_for_its_distance_to_the_last_one(spaced):
+    spaced.send(update(spaced, 2), 1, 1)
+    spaced.now += 29.9
+    assert not spaced.desk.due()
+    spaced.now += 0.2
+    assert spaced.desk.due()
+
+
+def test_what_makes_no_version_does_not_wait_for_the_distance(spaced):
+    spaced.send(update(spaced, 2), 1, float("nan"))
+    spaced.send(a_hello())
+    spaced.now += 0.06
+    assert spaced.desk.due()
+    spaced.commit()
+    spaced.send(update(spaced, 3), 1, 1)
+    spaced.now += 29.8
+    assert not spaced.desk.due()
+    spaced.now += 0.2
+    assert spaced.desk.due()
+
+
+def test_the_distance_of_versions_gives_way_before_the_broker_loses_patience(spaced):
+    spaced.desk.longest_wait_seconds = 5.0
+    spaced.send(update(spaced, 2), 1, 1)
+    spaced.now += 5.1
+    assert spaced.desk.due()
+
+
 def test_what_makes_no_version_waits_for_company_a_moment_only(counter):
     counter.send(a_hello())
     assert not counter.desk.due()
@@ -341,7 +308,7 @@ def test_an_order_that_was_settled_before_is_acknowledged_at_once(counter):
 
 
 def test_an_order_that_cannot_be_read_is_refused(counter):
-    counter.rabbit.connect("operator").publish(OPERATIONS, Message(b"pause!", "operation", "x"))
+    counter.server.connect("operator").publish(OPERATIONS, Message(b"pause!", "operation", "x"))
     delivery = counter.broker.receive(0)
     assert delivery is not None
     assert Orders(counter.desk).take(delivery) is None
