@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from broker_config.definitions import Permission
-from broker_config.logins import Logins
+from broker_config.logins import Logins, create
 from broker_config.management import Management
+from broker_config.node import start_cluster
 from broker_config.provision import (
     administration,
     check,
@@ -175,3 +176,24 @@ def test_the_journal_of_a_removed_institution_stays_and_goes_on_when_it_is_admit
     journal = rabbitmq_server.connect("operator").read("fl.jrn.bank-x", "first", count=2, idle_seconds=5)
     assert [delivery.message.body for delivery in journal] == [b"first", b"second"]
     remove_institution(logins, "bank-x")
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.long
+def test_in_a_cluster_every_queue_and_stream_is_on_all_three_nodes_also_of_one_added_while_a_node_is_down(
+    node_folder, installation, soon
+):
+    cluster = start_cluster(node_folder(), nodes=3, installation=installation, remove_with_parent=True)
+    try:
+        node = cluster.nodes[0]
+        bare = create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
+        logins = bare.with_institutions(["bank-a", "bank-b"])
+        limits = replace(LIMITS, journal_stream_bytes=MIB)
+        provision(logins, ["bank-a"], limits, free_bytes=1 << 40)
+        cluster.nodes[2].kill()
+        provision(logins, ["bank-a", "bank-b"], limits, free_bytes=1 << 40)
+        with administration(logins) as management:
+            assert soon(lambda: {len(queue.get("members", ())) for queue in management.queues()} == {3})
+            assert len(management.queues()) == 12
+    finally:
+        cluster.stop(remove=True)
