@@ -155,7 +155,6 @@ class Desk:
                 raise PoisonError(f"a child process that tried it died; it was delivered {SUSPECT_DELIVERIES} times or more")
             self._take_upload(institution, upload)
         except RejectedMessageError as error:
-            self._settle_unreadable(institution, upload, error)
             self._refuse_whole(institution, upload, error)
 
     def _take_upload(self, institution: str, upload: Upload) -> None:
@@ -179,21 +178,23 @@ class Desk:
         run_id, user_id = self.federation.head.manifest.run_id, upload.deliveries[-1].user_id
         check_author(body.run_id, body.institution, user_id=user_id, queue_owner=institution, run_id=run_id)
 
-    def _settle_unreadable(self, institution: str, upload: Upload, error: RejectedMessageError) -> None:
+    def _settle_unreadable(self, institution: str, upload: Upload, error: RejectedMessageError) -> bool:
         """An update that can never be read still uses up the number that its headers claim, or its sender would wait for ever."""
         number = number_in(upload.head.id, institution=institution)
         entry = self.federation.entry(self.pseudonym_of(institution))
         ours = upload.head.run == self.federation.head.manifest.run_id and upload.deliveries[-1].user_id == institution
         unreadable = isinstance(error, MalformedMessageError | PoisonError) and upload.head.kind == "update"
         if number is None or entry is None or not (ours and unreadable):
-            return
-        if number == (entry.incarnation, entry.watermark + 1):
-            content, pseudonym = upload.head.content, self.pseudonym_of(institution)
-            reason = str(error)[:200]
-            settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
-            self._tell(institution, settlement)
-            self._note_pending()
-            self._settle_followers(institution)
+            return False
+        if number != (entry.incarnation, entry.watermark + 1):
+            return False
+        content, pseudonym = upload.head.content, self.pseudonym_of(institution)
+        reason = str(error)[:200]
+        settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
+        self.keep(*upload.deliveries)
+        self._tell(institution, settlement)
+        self._settle_followers(institution)
+        return True
 
     def _take_update(self, institution: str, upload: Upload, entry: Entry) -> None:
         update, delta = messages.decode_update(self.intake.load(upload), max_bytes=upload.head.size)
@@ -299,11 +300,15 @@ class Desk:
         say_refused(institution, error)
 
     def _refuse_whole(self, institution: str, upload: Upload, error: RejectedMessageError) -> None:
-        """As `_refuse`, for all chunks of an upload together, so that it can be taken back whole."""
+        """As `_refuse`, for all chunks of an upload together, so that it can be taken back whole.
+
+        Where its number is settled by this, the commit acknowledges.
+        """
         chunk_bytes = self.federation.plan.limits.chunk_bytes
         put_aside_whole(self.broker, upload, self.intake.load(upload), chunk_bytes=chunk_bytes, reason=str(error))
         upload.close()
-        self._acknowledge(upload.deliveries)
+        if not self._settle_unreadable(institution, upload, error):
+            self._acknowledge(upload.deliveries)
         say_refused(institution, error)
 
 

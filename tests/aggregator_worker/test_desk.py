@@ -49,7 +49,7 @@ def test_updates_out_of_order_are_folded_in_order(counter):
 
 @pytest.mark.parametrize("chunk_bytes", [2**20, 16 * 1024], ids=["one message", "chunks"])
 def test_early_updates_wait_on_disk_and_are_folded_in_their_order(tmp_path, chunk_bytes):
-    # 80,000 bytes each. With a tenth of the data they count 2^24, 1 and 1: after 2^24 each 1 is lost, before it they make 2^24 + 2
+    # 80,000 bytes each. With a tenth of the data they count 2^24, 1 and 1: after 2^24 each 1 is lost, before it they add 2
     model = {"w": np.zeros(20_000, np.float32)}
     steps = {1: 10 * 2.0**24, 2: 10.0, 3: 10.0}
     for arrival in permutations(steps):
