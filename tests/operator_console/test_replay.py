@@ -10,7 +10,7 @@ from broker_config.connection import connect
 from broker_config.logins import save
 from broker_config.memory import MemoryRabbit
 from broker_config.provision import provision
-from broker_config.topology import Limits, journal_queue, topology, update_queue
+from broker_config.topology import MODEL, Limits, journal_queue, topology, update_queue
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.journal import JournalGapError
@@ -179,6 +179,28 @@ def test_the_start_is_the_oldest_version_from_which_nothing_is_missing():
         choose_start([3, 4, 5, 6], {6: lost}, target=6)
     with pytest.raises(JournalGapError, match="version 2 cannot be rebuilt: the broker keeps no model of it"):
         choose_start([3, 4], {}, target=2)
+
+
+@pytest.mark.rabbitmq
+def test_where_the_model_stream_has_dropped_the_first_versions_the_oldest_that_is_left_is_the_start(
+    rabbitmq_server, tmp_path, soon
+):
+    short = replace(LIMITS, model_stream_bytes=300_000, segment_bytes=100_000)
+    rabbitmq_server.remove_queue(MODEL)  # a stream takes the size of its segments from the limits that it is made under
+    provision(rabbitmq_server.logins, NAMES, short)
+    begin(rabbitmq_server, a_plan(), model={"w": np.zeros(10_000, np.float32)})
+    watch, hand = Watch(rabbitmq_server.connect("operator")), Hand(rabbitmq_server, "bank-a")
+    with Leader(rabbitmq_server, tmp_path):
+        for version in range(1, 16):
+            hand.send(watch.head, version, *[0.01 * version] * 10_000)
+            assert watch.until(lambda version=version: watch.head.manifest.version == version)
+    operator = rabbitmq_server.connect("operator")
+    assert soon(lambda: next(operator.read(MODEL, "first", count=1, idle_seconds=5)).offset > 0)
+    result = replayed(rabbitmq_server)
+    assert 0 < result.start < 15
+    assert result.replay.folded == 15 - result.start
+    with pytest.raises(JournalGapError, match="version 0 cannot be rebuilt: the broker keeps no model of it"):
+        replayed(rabbitmq_server, version=0)
 
 
 def send(federation, head, sequence, delta):
