@@ -20,6 +20,7 @@ def test_help_names_every_command_and_needs_nothing_heavy(tmp_path):
     assert imported.stdout.strip() == "[]"
     text = fedqueue("--help", folder=tmp_path).stdout
     commands = ["init", "demo", "status", "report", "stop", "pause", "resume", "doctor", "broker", "institution"]
+    commands += ["dead-letters", "lineage", "replay"]
     assert [name for name in commands if f"  {name} " not in text] == []
 
 
@@ -33,6 +34,10 @@ def test_help_names_every_command_and_needs_nothing_heavy(tmp_path):
         (["init", "--task", "digits", "--institution", "a", "--institution", "a"], "broker.json does not exist"),
         (["report", "nowhere"], "nowhere/summary.json"),
         (["status"], "broker.json cannot be read"),
+        (["replay"], "broker.json cannot be read"),
+        (["lineage", "verify"], "broker.json cannot be read"),
+        (["dead-letters", "list"], "broker.json cannot be read"),
+        (["init", "--task", "digits", "--institution", "a", "--journal", "much"], "'much' is not a size such as 512MiB"),
     ],
 )
 def test_a_wrong_value_ends_with_code_2_and_a_sentence(words, sentence, tmp_path):
