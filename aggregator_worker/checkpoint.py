@@ -3,6 +3,7 @@
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from shared.messages import ManifestRecord
 from shared.parameters import Array, Parameters
 
 FILE_NAME = "checkpoint.safetensors"
+_ASIDE = f"{FILE_NAME}.new"
 KEPT_RECORDS = 16
 """How many manifests a checkpoint holds: enough to publish again what a broker loses of its streams in a power cut."""
 _MAX_RECORD_BYTES = 64 * 2**20
@@ -53,14 +55,32 @@ def save(folder: Path, records: Sequence[bytes], state: Parameters) -> None:
     `records` are encoded by `messages.encode_record`, oldest first.
     """
     metadata = {"records": base64.b64encode(msgpack.packb(list(records))).decode()}
-    aside = folder / f"{FILE_NAME}.new"
+    aside = folder / _ASIDE
     try:
         safetensors.numpy.save_file(dict(state), aside, metadata=metadata)
         _sync(aside)
         aside.replace(folder / FILE_NAME)
         _sync(folder)
     except (OSError, safetensors.SafetensorError) as error:
+        _let_go(aside)
         raise StorageError(f"{aside}: {error}; free space or mend the rights, nothing was acknowledged") from error
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raises StorageError where so many bytes cannot be written beside a checkpoint; nothing of them stays."""
+    aside = folder / _ASIDE
+    try:
+        with aside.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+    except OSError as error:
+        raise StorageError(f"{folder} has no room for {size} bytes: {error.strerror}; free space or mend the rights") from error
+    finally:
+        _let_go(aside)
+
+
+def _let_go(aside: Path) -> None:
+    with suppress(OSError):
+        aside.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from aggregator_worker import checkpoint
-from aggregator_worker.checkpoint import KEPT_RECORDS, Checkpoint
+from aggregator_worker.checkpoint import KEPT_RECORDS
 from aggregator_worker.federation import Federation
 from aggregator_worker.server_state import ServerState
 from broker_config.streams import BlobWriter, publish_record
@@ -19,8 +20,11 @@ from shared.messages import BlobName, Control, ManifestRecord, Metrics
 from shared.parameters import Parameters
 from shared.plan import Plan
 
-STEPS = ("checkpoint", "state blob", "model blob", "manifest", "acknowledge", "hints")
-"""After each of these something more is durable; tests kill the process between every two."""
+STEPS = ("checkpoint", "chunk", "state blob", "model blob", "manifest", "read back", "acknowledge", "hints")
+"""After each of these something more is durable, or known to be; tests kill the process between every two. `chunk` is told once
+for each that is handed to the broker; after `manifest` the broker has it, and nobody has read it back."""
+_STREAMS = {"state": STATE, "model": MODEL}
+"""Blobs in the order in which they are published."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,19 +46,22 @@ class Committer:
         self._folder = folder
         self._read_back = read_back
         self._hooks = hooks
-        self._writers = {"state": BlobWriter(broker, STATE), "model": BlobWriter(broker, MODEL)}
+        chunk_sent = partial(hooks.after_step, "chunk")
+        self._writers = {kind: BlobWriter(broker, stream, after_chunk=chunk_sent) for kind, stream in _STREAMS.items()}
         self._recent: deque[bytes] = deque(maxlen=KEPT_RECORDS)
 
-    def repeat(self, head: ManifestRecord, *, epoch: int) -> None:
-        """Publishes the head again under a new epoch: the first manifest after a claim."""
-        self._recent.append(messages.encode_record(head))
-        self._announce(replace(head, epoch=epoch))
+    def resume(self, recent: Iterable[ManifestRecord], again: Iterable[ManifestRecord], *, epoch: int) -> None:
+        """Publishes records under a new epoch, unchanged and in order: the head, or all that the lineage lacks of a checkpoint.
 
-    def republish(self, saved: Checkpoint, missing: Iterable[ManifestRecord], *, epoch: int) -> None:
-        """Publishes what the lineage lacks of a checkpoint, unchanged and in order."""
-        self._recent.extend(messages.encode_record(record) for record in saved.records)
-        for record in missing:
+        `recent` are the chain's last records up to the newest of these; checkpoints keep them.
+        """
+        self._recent.extend(messages.encode_record(record) for record in recent)
+        for record in again:
             self._announce(replace(record, epoch=epoch))
+
+    def save(self, state: ServerState) -> None:
+        """A checkpoint of the newest record. Raises StorageError."""
+        checkpoint.save(self._folder, self._recent, state.everything())
 
     def mended(self, record: ManifestRecord, state: ServerState, plan: Plan) -> ManifestRecord:
         """The record with its blobs whole in their streams, whatever these have lost. Raises CheckpointError."""
@@ -78,14 +85,14 @@ class Committer:
         blobs = _blobs(run_id, federation.state, plan) if federation.finish_version() else {}
         record = self._record(federation, blobs, epoch)
         self._recent.append(messages.encode_record(record))
-        checkpoint.save(self._folder, self._recent, federation.state.everything())
+        self.save(federation.state)
         after_step("checkpoint")
-        for kind in ("state", "model"):
+        for kind in _STREAMS:
             if kind in blobs:
                 self._writers[kind].publish(blobs[kind], kind, plan, run_id)
             after_step(f"{kind} blob")
         self._announce(record)
-        after_step("manifest")
+        after_step("read back")
         for delivery in deliveries:
             self._broker.ack(delivery)
         after_step("acknowledge")
@@ -106,6 +113,7 @@ class Committer:
 
     def _announce(self, record: ManifestRecord) -> None:
         publish_record(self._broker, record)
+        self._hooks.after_step("manifest")
         self._read_back(record)
 
     def _give(self, hints: Iterable[tuple[str, Control]]) -> None:

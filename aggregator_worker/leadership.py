@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import structlog
 
+from aggregator_worker.checkpoint import KEPT_RECORDS
 from broker_config.streams import LineageReader, publish_claim
 from broker_config.topology import LEAD, LINEAGE
 from shared.broker import Broker, Delivery
 from shared.errors import BrokerUnavailableError
 from shared.messages import Claim, ManifestRecord
 
+STEPS = ("token", "claim")
+"""What a taker-over does first. After `claim` the broker has the claim, and nobody has read it back."""
 READ_BACK_SECONDS = 60.0
 
 log = structlog.get_logger()
@@ -27,37 +30,49 @@ class StoppedError(Exception):
 
 
 class Leadership:
-    """One try at leading, over one connection. `stopping` is asked often; `clock` is monotonic."""
+    """One try at leading, over one connection. `stopping` is asked often; `clock` is monotonic; `after_step` hears of STEPS."""
 
     def __init__(
-        self, broker: Broker, *, claimant: str, stopping: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+        self,
+        broker: Broker,
+        *,
+        claimant: str,
+        stopping: Callable[[], bool],
+        after_step: Callable[[str], None] = lambda step: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.reader = LineageReader(broker)
+        self.reader = LineageReader(broker, on_record=self._remember)
+        self.recent: deque[ManifestRecord] = deque(maxlen=KEPT_RECORDS)
         self.epoch = 0
         self._broker = broker
         self._claimant = f"{claimant}-{secrets.token_hex(4)}"
         self._stopping = stopping
+        self._after_step = after_step
         self._clock = clock
         self._token: Delivery | None = None
         self._token_since = 0.0
         self._waiting: deque[Delivery] = deque()
 
-    def take(self) -> None:
-        """Waits for the token, then claims the next epoch and folds the lineage up to that claim.
-
-        Raises LeadLostError when another claim of the same or a higher epoch came first, StoppedError when asked to end.
-        """
+    def take_token(self) -> None:
+        """Waits for the token, then reads the lineage. Raises StoppedError when asked to end."""
         self._broker.consume(LEAD, prefetch=1)
         log.info("standing by", queue=LEAD)
         while self._token is None:
             self._pump(1.0)
+        self._after_step("token")
         self.reader.catch_up(all_bases=True)
+
+    def claim(self) -> None:
+        """Claims the next epoch and folds the lineage up to that claim.
+
+        Raises LeadLostError when another claim of the same or a higher epoch came first.
+        """
         head, lineage = self.reader.current()
         run_id, after = head.manifest.run_id, self.reader.read_to
         claim = Claim(run_id=run_id, epoch=lineage.epoch + 1, claimant=self._claimant, after=after)
         publish_claim(self._broker, claim)
-        while self.epoch == 0:
-            self._pump(1.0)
+        self._after_step("claim")
+        self._read_until(lambda: self.epoch > 0, "claim")
 
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """The next delivery that is not about leading. Raises LeadLostError once a higher claim was read."""
@@ -68,11 +83,14 @@ class Leadership:
 
     def read_back(self, record: ManifestRecord) -> None:
         """Returns once the record is the lineage's head with no higher claim before it; other deliveries wait meanwhile."""
+        self._read_until(lambda: self._holds(record), "manifest")
+
+    def _read_until(self, done: Callable[[], bool], what: str) -> None:
         deadline = self._clock() + READ_BACK_SECONDS
-        while not self._holds(record):
+        while not done():
             self._pump(1.0, updates=False)
             if self._clock() > deadline:
-                raise BrokerUnavailableError("a confirmed manifest did not come back from the lineage within a minute")
+                raise BrokerUnavailableError(f"a confirmed {what} did not come back from the lineage within a minute")
 
     def _holds(self, record: ManifestRecord) -> bool:
         head = self.reader.lineage.head
@@ -96,6 +114,11 @@ class Leadership:
             self._fold(delivery)
         else:
             self._waiting.append(delivery)
+
+    def _remember(self, record: ManifestRecord, _delivery: Delivery) -> None:
+        if self.recent and self.recent[-1].hash != record.manifest.previous:
+            self.recent.clear()  # the reader began again, further back
+        self.recent.append(record)
 
     def _fold(self, delivery: Delivery) -> None:
         verdict = self.reader.take(delivery)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from aggregator_worker import checkpoint
+from aggregator_worker import checkpoint, commit, leadership
 from aggregator_worker.commit import Committer, Hooks
 from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
@@ -23,6 +23,8 @@ from shared.errors import FederationError, QueueGoneError, TopologyError
 from shared.messages import Metrics, Operation, Report
 from shared.parameters import Parameters
 
+STEPS = (*leadership.STEPS, "head", *commit.STEPS)
+"""A term from its beginning: the token, the claim, the head published again, and then commits."""
 IDLE_SECONDS = 0.2
 GROUP_COMMIT_DELIVERIES = 64
 """A commit that is due takes this many deliveries more; a flood must not put it off for ever."""
@@ -77,11 +79,19 @@ class Term:
         self._orders: list[Operation] = []
         self._group = 0
         self._looked_at = 0.0
-        self._lead = Leadership(broker, claimant=settings.claimant, stopping=settings.stopping, clock=settings.clock)
+        self._lead = Leadership(
+            broker,
+            claimant=settings.claimant,
+            stopping=settings.stopping,
+            after_step=settings.after_step,
+            clock=settings.clock,
+        )
 
     def run(self) -> None:
         """Leads until something ends the term."""
-        self._lead.take()
+        self._lead.take_token()
+        self._require_room()
+        self._lead.claim()
         hooks = Hooks(self._settings.after_step, self._settings.evaluate)
         committer = Committer(self._broker, self._settings.state_folder, self._lead.read_back, hooks)
         federation = self._restore(committer)
@@ -91,7 +101,13 @@ class Term:
             while True:
                 self._step(desk, committer)
         finally:
-            desk.intake.close()
+            desk.close()
+
+    def _require_room(self) -> None:
+        """Whoever cannot commit does not claim; the token goes to the next. Room for a checkpoint and an update that waits."""
+        manifest = self._lead.reader.current()[0].manifest
+        size = manifest.model.size + (manifest.state.size if manifest.state else 0)
+        checkpoint.require_room(self._settings.state_folder, 2 * size)
 
     def _restore(self, committer: Committer) -> Federation:
         """The head, published again under this term's epoch; before it whatever only the checkpoint knows."""
@@ -104,14 +120,13 @@ class Term:
         log.info("restoring", state=use.state, missing=len(use.missing), version=head.manifest.version)
         if saved is None or use.state == "broker":
             state = ServerState.restored(plan, fetch_model(self._broker, head), fetch_state(self._broker, head))
-            committer.repeat(head, epoch=epoch)
+            committer.resume(self._lead.recent, [head], epoch=epoch)
+            committer.save(state)
         else:
             state = ServerState.complete(plan, saved.state)
             newest = committer.mended(saved.newest if use.missing else head, state, plan)
-            if use.missing:
-                committer.republish(saved, [*use.missing[:-1], newest], epoch=epoch)
-            else:
-                committer.repeat(newest, epoch=epoch)
+            committer.resume(saved.records, [*use.missing[:-1], newest], epoch=epoch)
+        self._settings.after_step("head")
         return Federation(self._lead.reader.lineage, state)
 
     def _open_desk(self, federation: Federation) -> Desk:

@@ -18,6 +18,8 @@ from shared.plan import Plan
 
 FIRST_LOOK_BACK = 32
 IDLE_SECONDS = 0.5
+SURE_SECONDS = 3.0
+"""A broker that is only slow must not be taken for one whose lineage is empty or broken."""
 FETCH_IDLE_SECONDS = 5.0
 LINEAGE_PREFETCH = 64
 MAX_RECORD_BYTES = 16 * 2**20
@@ -57,14 +59,15 @@ def publish_record(broker: Broker, record: ManifestRecord) -> None:
 
 
 class BlobWriter:
-    """Publishes blobs to one stream and says where they stand.
+    """Publishes blobs to one stream and says where they stand; `after_chunk` is called once for each chunk handed to the broker.
 
     The offset it gives is a lower bound: it counts from the stream's end at the start, and segment rollovers only add.
     """
 
-    def __init__(self, broker: Broker, stream: str) -> None:
+    def __init__(self, broker: Broker, stream: str, *, after_chunk: Callable[[], None] = lambda: None) -> None:
         self._broker = broker
         self._stream = stream
+        self._after_chunk = after_chunk
         self._next_offset: int | None = None
 
     def place(self, blob: Encoded, plan: Plan) -> Location:
@@ -77,9 +80,14 @@ class BlobWriter:
         """A blob, named by its hash, from the chunk `beginning` on; returns once every chunk is confirmed."""
         at = self.place(blob, plan)
         chunks = split(blob, kind=kind, run_id=run_id, identity=blob.hash, chunk_bytes=plan.limits.chunk_bytes)
-        self._broker.publish_all(self._stream, islice(chunks, beginning, None))
+        self._broker.publish_all(self._stream, self._told(islice(chunks, beginning, None)))
         self._next_offset = at.offset + at.chunks - beginning
         return at
+
+    def _told(self, chunks: Iterator[Message]) -> Iterator[Message]:
+        for chunk in chunks:
+            yield chunk
+            self._after_chunk()
 
     def complete(self, blob: Encoded, kind: str, plan: Plan, run_id: str, *, at: Location) -> Location:
         """Sees to it that a blob stands whole in the stream: continues after the chunks that are there from `at` on."""
@@ -95,9 +103,9 @@ class BlobWriter:
         return Location(offset=start, chunks=at.chunks)
 
 
-def last_offset(broker: Broker, stream: str) -> int:
+def last_offset(broker: Broker, stream: str, *, idle_seconds: float = IDLE_SECONDS) -> int:
     """The offset of the stream's last stored chunk of messages (with a confirm each: its last message), -1 when empty."""
-    for delivery in broker.read(stream, "last", count=None, idle_seconds=IDLE_SECONDS):
+    for delivery in broker.read(stream, "last", count=None, idle_seconds=idle_seconds):
         return delivery.offset if delivery.offset is not None else -1
     return -1
 
@@ -176,9 +184,9 @@ class LineageReader:
         """Reads back from the end, twice as far each time, until it holds a whole table; then stays subscribed.
 
         `all_bases`: and the model hash of every version that an update may still be based on. Raises UninitialisedError on an
-        empty lineage, TopologyError on one that nothing can be made of.
+        empty lineage, TopologyError on one that nothing can be made of, BrokerUnavailableError on one that comes too slowly.
         """
-        end = last_offset(self._broker, LINEAGE)
+        end = last_offset(self._broker, LINEAGE, idle_seconds=SURE_SECONDS)
         if end < 0:
             raise UninitialisedError(f"{LINEAGE} is empty; run `fedqueue init` first, it makes version 0")
         look_back, former_start = FIRST_LOOK_BACK, -1
@@ -202,12 +210,13 @@ class LineageReader:
     def _read_from(self, start: int, end: int) -> None:
         self.lineage = lineage.Lineage()
         first = True
-        for delivery in self._broker.read(LINEAGE, start, count=None, idle_seconds=2 * IDLE_SECONDS):
+        for delivery in self._broker.read(LINEAGE, start, count=None, idle_seconds=SURE_SECONDS):
             if first:  # later than asked for where the stream's retention has cut its beginning
                 self.lineage, first = lineage.Lineage(start=delivery.offset or 0), False
             self.take(delivery)
             if delivery.offset is not None and delivery.offset >= end:
                 return
+        raise BrokerUnavailableError(f"{LINEAGE} could not be read up to its end, the offset {end}")
 
     def take(self, delivery: Delivery) -> lineage.Verdict:
         """Folds one delivery of the lineage stream."""

@@ -51,7 +51,9 @@ def take_part(settings: ConnectionSettings, path: Path, kill: KillAfter) -> None
 
 
 def started(target: Callable[..., None], *arguments: object):
-    """A fresh process, not a fork: nothing of the test's own connections is in it."""
-    process = get_context("spawn").Process(target=target, args=arguments, daemon=True)
+    """A process forked from one that has imported everything and has neither threads nor connections."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process

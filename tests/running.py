@@ -19,7 +19,7 @@ from client_worker import worker as client_worker
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.policy import Policy
-from shared import codec, messages, parameters
+from shared import messages, parameters
 from shared.broker import Broker, Message
 from shared.chunks import split
 from shared.messages import BlobName, Entry, Location, ManifestRecord, Operation, Settlement, Update
@@ -121,16 +121,22 @@ def require_each_once(watch: Watch) -> None:
 
 
 def require_replay(watch: Watch, delta_of: Callable[[Settlement, Parameters], Parameters], start: Parameters = ZERO) -> None:
-    """P9: recorded order, bases and weights give every version's model to the bit. `delta_of` gets the base model."""
-    models: dict[int, Parameters] = {0: start}
+    """P9: recorded order, bases and weights give every version's model to the bit. `delta_of` gets the base as broadcast."""
+    plan = watch.reader.lineage.plan or Plan(task="none", task_hash="0" * 64)
+    beta = np.float32(plan.aggregation.server_momentum)
+    model, bases = parameters.copy(start), {0: parameters.copy(start)}
+    momentum = {name: np.zeros_like(array) for name, array in model.items()}
     for record in watch.records[1:]:
-        version = record.manifest.version
-        model = parameters.copy(models[max(models)])
-        for each in record.manifest.settled:
-            if each.outcome == "aggregated":
-                fold_in_place(model, delta_of(each, models[each.base_version]), float.fromhex(each.weight))
-        models[version] = model
-        assert messages.encode_model(RUN, model).hash == record.manifest.model.hash
+        folded = [each for each in record.manifest.settled if each.outcome == "aggregated"]
+        if folded and beta:
+            momentum = {name: beta * array for name, array in momentum.items()}
+        for each in folded:
+            fold_in_place(momentum if beta else model, delta_of(each, bases[each.base_version]), float.fromhex(each.weight))
+        if folded and beta:
+            model = {name: array + momentum[name] for name, array in model.items()}
+        content = messages.encode_model(RUN, model, plan.broadcast)
+        assert content.hash == record.manifest.model.hash
+        bases[record.manifest.version] = messages.decode_model(content.joined(), max_bytes=content.size)
 
 
 def term_settings(folder: Path, members: Callable[[], list[str]] = lambda: list(NAMES)) -> TermSettings:
