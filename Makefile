@@ -1,8 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long clean
+.PHONY: help setup demo test test-long faults soak clean
 
 # Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
 ARGS ?=
+SEED ?= 1
+FAULTS ?= 200
+MINUTES ?= 30
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 18
@@ -23,6 +26,13 @@ test: setup ## linters, types, import contracts and all tests but the long ones
 test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
 	.venv/bin/pytest -m 'long and not compose'
 	setup/test-rabbitmq4
+
+faults: setup ## torment a federation on three broker nodes, then check what it left behind (SEED=1 FAULTS=200)
+	@setup/libfaketime
+	@.venv/bin/python -m campaigns.faults --seed $(SEED) --faults $(FAULTS)
+
+soak: setup ## let a federation run for long and see that nothing grows (MINUTES=30)
+	@.venv/bin/python -m campaigns.soak --minutes $(MINUTES)
 
 clean: ## end every process and remove every file that these commands made, .venv and runs too
 	@setup/clean

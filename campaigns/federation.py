@@ -64,13 +64,15 @@ def drawn_plan(rng: random.Random) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a campaign is. `kept_bytes` is what each stream may hold, `mounts` whether state folders are small disks."""
+    """How large a campaign is. `kept_bytes` is what each stream may hold (the lineage `lineage_bytes`, all where that is None),
+    `mounts` whether state folders are small disks."""
 
     nodes: int
     kept_bytes: int
     mounts: bool
     training_seconds: float = TRAINING_SECONDS
     segment_bytes: int = 64 * _MIB
+    lineage_bytes: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -168,6 +170,7 @@ def _room(plan: Plan, size: Size) -> Room:
         state_stream_bytes=size.kept_bytes,
         journal_stream_bytes=size.kept_bytes,
         segment_bytes=size.segment_bytes,
+        lineage_stream_bytes=size.lineage_bytes,
         dead_letter_bytes=256 * _MIB,
     )
 

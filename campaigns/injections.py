@@ -1,8 +1,10 @@
 """The kinds of fault: whom each may strike, how it begins, how long it lasts, how it is healed, and what shows recovery."""
 
 import random
+import socket
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from broker_config.node import PrivateNode
@@ -17,6 +19,7 @@ from campaigns.tcp_proxy import Direction
 BROKER = "broker"
 _RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 _DAY_SECONDS = 86_400
+_PATIENCE_SECONDS = 40.0
 _WAYS: tuple[Direction, ...] = ("up", "down")
 _MORE_THAN_ANY_DISK = 10**15
 
@@ -184,17 +187,37 @@ def _kill_majority(stage: Stage, _target: str) -> Injected:
 
 
 def _kill_nodes(stage: Stage, many: int, pause: float) -> Injected:
-    nodes = stage.rng.sample(stage.federation.cluster.nodes, many)
+    all_nodes = stage.federation.cluster.nodes
+    nodes = stage.rng.sample(all_nodes, many)
     for node in nodes:
         node.kill()
 
     def heal() -> None:
         for node in nodes:
             node.launch()
-        for node in nodes:
-            node.wait_until_ready()
+        _until_all_listen(all_nodes)
 
     return Injected(pause, heal, " and ".join(node.record.name for node in nodes), everybody=True)
+
+
+def _until_all_listen(nodes: Sequence[PrivateNode]) -> None:
+    """A node that paused without its majority may fail to resume (RabbitMQ 3.10 compares its features with a node that is still
+    booting, and stays stopped); the others wait for it. As an operator would, this starts it again."""
+    launched = time.monotonic()
+    while silent := [node for node in nodes if not _listens(node)]:
+        if time.monotonic() > launched + _PATIENCE_SECONDS:
+            for node in silent:
+                node.kill()
+            for node in silent:
+                node.launch()
+            launched = time.monotonic()
+        time.sleep(0.1)
+
+
+def _listens(node: PrivateNode) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", node.record.amqp_port)) == 0
 
 
 def _disk_alarm(stage: Stage, _target: str) -> Injected:

@@ -86,3 +86,4 @@ class Progress:
         if link is not None:
             at = time.monotonic()
             self.steps += [Step(at, each["institution"], link.epoch) for each in link.manifest["settled"]]
+            del self.chain.links[:-1]  # only the head is asked for, and a soak makes very many
