@@ -10,6 +10,8 @@ from shared.chunks import HEADERS, split
 from shared.codec import Encoded
 from shared.messages import Letter, Operation
 
+NO_TAG = 0
+"""Of a letter that was taken back: it is settled with the order that carried it."""
 _MAX_HEADER_CHARACTERS = 512
 
 
@@ -34,7 +36,7 @@ def _letter(message: Message, source: Delivery, reason: str) -> Message:
 
 
 def taken_back(order: Operation, delivery: Delivery) -> tuple[str, Delivery]:
-    """The author, and the letter as the author's queue delivered it; it is settled with the order's delivery.
+    """The author, and the letter as if the author's queue had delivered it, as often as its order.
 
     Raises RefusedOperationError where the order is not made of a letter.
     """
@@ -48,4 +50,6 @@ def taken_back(order: Operation, delivery: Delivery) -> tuple[str, Delivery]:
         raise RefusedOperationError("the order names another author than the letter")
     headers = {name: value for name, value in found.headers.items() if name in HEADERS}
     message = Message(found.body, found.kind, found.message_id, headers)
-    return found.author, Delivery(update_queue(found.author), delivery.tag, message, user_id=found.author)
+    return found.author, Delivery(
+        update_queue(found.author), NO_TAG, message, user_id=found.author, delivery_count=delivery.delivery_count
+    )

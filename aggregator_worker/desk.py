@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from aggregator_worker.admission import Number, Order, admit, check_author, number_in, order, require_issued
-from aggregator_worker.dead_letters import put_aside, put_aside_whole
+from aggregator_worker.dead_letters import NO_TAG, put_aside, put_aside_whole
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
 from shared import messages
@@ -142,7 +142,8 @@ class Desk:
 
     def _acknowledge(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            self.broker.ack(delivery)
+            if delivery.tag != NO_TAG:
+                self.broker.ack(delivery)
 
     def drop_surplus(self) -> None:
         """Acknowledges what carries nothing new."""
@@ -151,11 +152,15 @@ class Desk:
 
     def _take_whole(self, institution: str, upload: Upload) -> None:
         try:
-            if upload.suspect and not self.survives_trial(upload):
-                raise PoisonError(f"a child process that tried it died; it was delivered {SUSPECT_DELIVERIES} times or more")
+            self.demand_harmless(upload)
             self._take_upload(institution, upload)
         except RejectedMessageError as error:
             self._refuse_whole(institution, upload, error)
+
+    def demand_harmless(self, upload: Upload) -> None:
+        """Raises PoisonError where several aggregators may have died of it, and a child process does."""
+        if upload.suspect and not self.survives_trial(upload):
+            raise PoisonError(f"a child process that tried it died; it was delivered {SUSPECT_DELIVERIES} times or more")
 
     def _take_upload(self, institution: str, upload: Upload) -> None:
         entry = self.member(institution)
@@ -193,7 +198,7 @@ class Desk:
         settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
         self.keep(*upload.deliveries)
         self._tell(institution, settlement)
-        self._settle_followers(institution)
+        self.settle_followers(institution)
         return True
 
     def _take_update(self, institution: str, upload: Upload, entry: Entry) -> None:
@@ -207,7 +212,7 @@ class Desk:
                 self._hold(institution, upload, update)
             case "next":
                 self.settle(institution, upload, update, delta)
-                self._settle_followers(institution)
+                self.settle_followers(institution)
 
     def _drop_repeat(self, institution: str, upload: Upload, update: Update) -> None:
         self._acknowledge(upload.deliveries)
@@ -237,7 +242,8 @@ class Desk:
                 self._drop_repeat(institution, waiting.pop(number).upload, early.update)
         return waiting
 
-    def _settle_followers(self, institution: str) -> None:
+    def settle_followers(self, institution: str) -> None:
+        """Settles the early updates whose turn it is now."""
         waiting = self._waiting(institution)
         while True:
             entry = self.federation.table[self.pseudonym_of(institution)]
@@ -255,7 +261,7 @@ class Desk:
             self.federation.settle_unread(pseudonym, number, outcome="lost", reason="later numbers came, this one did not")
             log.warning("delivery", kind="update", institution=institution, sequence=missing, outcome="lost")
         self._note_pending()
-        self._settle_followers(institution)
+        self.settle_followers(institution)
 
     def _tell(self, institution: str, settlement: Settlement) -> None:
         if settlement.outcome != "aggregated":

@@ -63,7 +63,6 @@ class Orders:
         author, letter = taken_back(operation, delivery)
         try:
             upload = self.desk.intake.take(f"{author}, taken back", letter, now=self.clock())
-            self.desk.intake.surplus.clear()  # the orders' deliveries are settled as orders
             if upload is not None:
                 with closing(upload):
                     self._readmit(author, upload)
@@ -71,8 +70,9 @@ class Orders:
             raise RefusedOperationError(str(error)[:200]) from error
 
     def _readmit(self, author: str, upload: Upload) -> None:
-        upload.deliveries.clear()
         desk = self.desk
+        desk.demand_harmless(upload)
+        upload.deliveries.clear()  # they are settled with their orders
         entry = desk.member(author)
         update, delta = messages.decode_update(desk.intake.load(upload), max_bytes=upload.head.size)
         run_id = desk.federation.head.manifest.run_id
@@ -84,6 +84,7 @@ class Orders:
         if update.sequence <= entry.watermark:
             self._demand_not_aggregated(author, Number(update.incarnation, update.sequence))
         outcome = desk.settle(author, upload, update, delta)
+        desk.settle_followers(author)
         if outcome.outcome != "aggregated":
             raise RefusedOperationError(f"it is settled as {outcome.outcome}: {outcome.reason}"[:200])
 

@@ -11,4 +11,4 @@ def counter(tmp_path: Path) -> Iterator[Counter]:
     """A desk over the memory broker."""
     counter = Counter(tmp_path)
     yield counter
-    counter.desk.intake.close()
+    counter.desk.close()
