@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from aggregator_worker.admission import Admission, ReusedIdError, admit, check_author, order
+from aggregator_worker.admission import Admission, ReusedIdError, admit, check_author, number_in, order
 from shared.errors import IncompatibleUpdateError, UnknownInstitutionError
 from shared.messages import Entry, PrivacyStatement
 from shared.plan import PrivacyPlan
@@ -38,6 +38,30 @@ def lineage_with(plan=None, versions=5, **changes):
 )
 def test_an_id_has_its_place_against_what_was_settled(incarnation, sequence, place):
     assert order(incarnation, sequence, "5" * 64, ENTRY) == place
+
+
+@pytest.mark.parametrize(
+    ("identity", "number"),
+    [
+        ("bank-a/1/1", (1, 1)),
+        ("bank-a/2/17", (2, 17)),
+        ("bank-a/999999999/999999999999999999", (999999999, 999999999999999999)),
+        ("bank-b/1/1", None),
+        ("bank-a/1/0", None),
+        ("bank-a/0/1", None),
+        ("bank-a/1/01", None),
+        ("bank-a/1/-1", None),
+        ("bank-a/1/1\n", None),
+        ("bank-a/1/\u0661", None),
+        ("bank-a/1", None),
+        ("bank-a/1/1/1", None),
+        ("bank-a/1/1000000000000000000", None),
+        ("hello-12", None),
+        ("", None),
+    ],
+)
+def test_a_number_stands_in_the_id_of_its_senders_upload_and_nowhere_else(identity, number):
+    assert number_in(identity, institution="bank-a") == number
 
 
 def test_an_incarnation_that_nobody_issued_is_refused():

@@ -3,8 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_worker.aggregation import buffer_target, fold_in_place, rule_weight, share, staleness_weight, update_weight
+from aggregator_worker.aggregation import (
+    buffer_target,
+    fold_in_place,
+    rule_weight,
+    scale_in_place,
+    share,
+    staleness_weight,
+    update_weight,
+)
 from shared.messages import Entry
+from shared.parameters import BLOCK
 from shared.plan import AggregationPlan, StalenessRule
 from tests.builders import array
 
@@ -108,3 +117,24 @@ def test_folding_adds_weight_times_delta_to_every_array():
     fold_in_place(model, {"w": array(4, -8), "b": np.eye(2, dtype=np.float32)}, 0.25)
     assert model["w"].tolist() == [2.0, 0.0]
     assert model["b"].tolist() == [[8.25, 8.0], [8.0, 8.25]]
+
+
+def test_folding_reaches_every_value_of_an_array_of_many_blocks():
+    model = {"w": np.ones((2, BLOCK + 3), np.float32)}
+    fold_in_place(model, {"w": np.full((2, BLOCK + 3), 2, np.float32)}, 0.5)
+    assert set(model["w"].ravel().tolist()) == {2.0}
+
+
+def test_folding_reads_a_delta_in_any_memory_order():
+    model = {"w": np.zeros((2, 3), np.float32)}
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    fold_in_place(model, {"w": np.asfortranarray(values)}, 1.0)
+    assert model["w"].tolist() == values.tolist()
+
+
+def test_scaling_multiplies_in_float32():
+    # 0.1 as a float32 times 3 is 0.3000000044703484, which rounds to the float32 next above 0.3
+    arrays = {"w": array(3, -8), "b": array(0)}
+    scale_in_place(arrays, 0.1)
+    assert arrays["w"].tolist() == [0.30000001192092896, -0.800000011920929]
+    assert arrays["b"].tolist() == [0.0]

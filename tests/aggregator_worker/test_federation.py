@@ -101,6 +101,42 @@ def test_a_lost_number_moves_the_watermark_without_a_hash():
     assert (entry.watermark, entry.last_hash, entry.counters.lost, entry.num_examples) == (1, "", 1, 600)
 
 
+def test_a_number_that_cannot_be_read_moves_the_watermark_under_the_hash_it_came_with():
+    federation = a_federation({"w": array(1, 2)}, table=TABLE)
+    federation.settle_unread(C, Number(1, 1), outcome="rejected", reason="no msgpack", content="e" * 64)
+    entry = federation.table[C]
+    assert (entry.watermark, entry.last_hash, entry.counters.rejected, entry.num_examples) == (1, "e" * 64, 1, 600)
+    manifest = commit(federation).manifest
+    assert (manifest.version, [(each.outcome, each.hash) for each in manifest.settled]) == (0, [("rejected", "e" * 64)])
+
+
+@pytest.mark.parametrize("old", [1, 2, 3])
+def test_an_old_number_that_is_settled_once_more_leaves_watermark_and_last_hash(old):
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    for sequence in (1, 2, 3):
+        federation.settle_unread(A, Number(1, sequence), outcome="lost", reason="", content=f"{sequence:x}" * 64)
+    settle(federation, "bank-a", 10, 20, sequence=old)
+    entry = federation.table[A]
+    assert (entry.watermark, entry.last_hash) == (3, "3" * 64)
+    assert (entry.counters.aggregated, entry.counters.lost) == (1, 3)
+    assert federation.state.model["w"].tolist() == pytest.approx([1.0, 2.0])
+
+
+def test_momentum_moves_the_model_when_the_version_is_finished_and_only_then():
+    # bank-b holds 300 of 1000: 0.3 x 10 = 3, and half of it once more in the next version
+    federation = a_federation({"w": array(0)}, a_plan({"server_momentum": 0.5}), TABLE)
+    settle(federation, "bank-b", 10)
+    assert federation.state.model["w"].tolist() == [0.0]
+    commit(federation)
+    assert federation.state.model["w"].tolist() == pytest.approx([3.0])
+    federation.greet(A, a_hello())
+    commit(federation)
+    assert federation.state.model["w"].tolist() == pytest.approx([3.0])
+    settle(federation, "bank-b", 0, sequence=2)
+    commit(federation)
+    assert federation.state.model["w"].tolist() == pytest.approx([4.5])
+
+
 def test_a_duplicate_changes_nothing_but_its_counter():
     federation = a_federation({"w": array(4, 5)}, table=TABLE)
     federation.count_duplicate(A)

@@ -6,7 +6,7 @@ import pytest
 from aggregator_worker.intake import Intake
 from shared.broker import Delivery, Message
 from shared.chunks import split
-from shared.errors import MalformedMessageError
+from shared.errors import MalformedMessageError, StorageError
 from tests.builders import RUN
 
 CONTENT = bytes(range(250)) * 4
@@ -131,6 +131,26 @@ def test_an_upload_that_has_to_wait_is_kept_as_it_came(tmp_path, size):
     intake.park(upload)
     assert (upload.body is None) == (size > 2**16)
     assert content(intake, upload) == early
+
+
+def test_without_room_on_disk_an_upload_stays_in_its_queue_and_a_person_is_told(tmp_path):
+    intake = Intake(tmp_path / "gone", max_bytes=200_000)
+    (early,) = taken(intake, *deliveries(bytes(100_000), chunk_bytes=200_000))
+    with pytest.raises(StorageError, match="free space, the upload is kept in its queue"):
+        intake.park(early)
+    assert early.body == bytes(100_000)
+    with pytest.raises(StorageError, match="free space, the upload is kept in its queue"):
+        taken(intake, *deliveries())
+
+
+@pytest.mark.parametrize(
+    ("counts", "suspect"), [((0, 0), False), ((4, 4), False), ((0, 5), True), ((5, 0), True), ((9, 9), True)]
+)
+def test_an_upload_is_suspect_once_any_part_of_it_was_delivered_five_times(intake, counts, suspect):
+    parts = [replace(part, delivery_count=count) for part, count in zip(deliveries(chunk_bytes=500), counts, strict=True)]
+    upload = taken(intake, *parts)[-1]
+    assert upload.suspect == suspect
+    upload.close()
 
 
 def test_uploads_are_loaded_one_after_the_other_into_the_same_memory(intake):

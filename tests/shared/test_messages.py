@@ -8,6 +8,7 @@ from shared.messages import (
     Counters,
     Entry,
     Hello,
+    Letter,
     Location,
     Manifest,
     Operation,
@@ -103,6 +104,46 @@ def test_a_model_is_named_by_its_values_and_its_run():
     assert one == same
     assert len({one, other, messages.encode_model("cd" * 8, {"w": array(1, 2)}).joined()}) == 3
     assert messages.decode_model(one, max_bytes=1000)["w"].tolist() == [1.0, 2.0]
+
+
+def test_a_model_in_another_dtype_is_another_blob_and_is_read_as_float32():
+    full, rounded = (messages.encode_model(RUN, {"w": array(1, -2)}, dtype) for dtype in ("float32", "bfloat16"))
+    assert full.hash != rounded.hash
+    assert full.size - rounded.size == 3  # two bytes less for each number, one letter more in the name of the dtype
+    assert messages.decode_model(rounded.joined(), max_bytes=1000)["w"].tolist() == [1.0, -2.0]
+
+
+def test_a_state_is_read_back_to_the_bit_and_is_no_model():
+    tensors = {"model/w": array(0.1), "momentum/w": array(1e-40)}
+    body = messages.encode_state(RUN, tensors).joined()
+    read = messages.decode_model(body, max_bytes=1000, kind="state")
+    assert {name: each.tobytes() for name, each in read.items()} == {name: each.tobytes() for name, each in tensors.items()}
+    with pytest.raises(MalformedMessageError, match="'state' where 'model'"):
+        messages.decode_model(body, max_bytes=1000)
+
+
+def a_letter(**changes):
+    headers = {"content": "c" * 64, "author": "bank-a"}
+    given = {"author": "bank-a", "kind": "update", "message_id": "bank-a/1/7#0", "headers": headers, "body": b"x"}
+    return Letter(**{**given, **changes})
+
+
+def test_the_id_of_a_letters_order_follows_from_its_name_and_content():
+    # printf 'requeue bank-a/1/7#0 cccc...c' (64 times c) | sha256sum | cut -c1-32
+    assert a_letter().order_id == "ee5fba6033b2ce18f16ac280c30f06a9"
+    assert a_letter(body=b"y", kind="x").order_id == a_letter().order_id
+    assert a_letter(message_id="bank-a/1/7#1").order_id != a_letter().order_id
+    assert a_letter(headers={"content": "d" * 64}).order_id != a_letter().order_id
+
+
+def test_a_claim_says_what_its_maker_had_read():
+    assert a_claim(1, after=-1).after == -1
+    fields = a_claim(1).model_dump() | {"after": -2}
+    with pytest.raises(MalformedMessageError, match="field after"):
+        messages.decode(Claim, "claim", codec.encode("claim", fields), max_bytes=1000)
+    del fields["after"]
+    with pytest.raises(MalformedMessageError, match="field after: missing"):
+        messages.decode(Claim, "claim", codec.encode("claim", fields), max_bytes=1000)
 
 
 def test_an_update_is_not_taken_for_a_model():

@@ -31,6 +31,11 @@ def test_the_plans_hash_is_that_of_its_encoded_fields_in_their_documented_order(
         {"privacy": {"epsilon": 0.0}},
         {"privacy": {"target_delta": 1.0}},
         {"limits": {"chunk_bytes": 16 * 2**20}},
+        {"limits": {"version_spacing_seconds": -1.0}},
+        {"limits": {"version_spacing_seconds": float("inf")}},
+        {"aggregation": {"server_momentum": 1.0}},
+        {"aggregation": {"server_momentum": -0.1}},
+        {"broadcast": "float16"},
     ],
     ids=str,
 )
