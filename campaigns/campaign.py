@@ -1,6 +1,7 @@
 """A campaign: faults drawn one after another, a few at a time, each healed and waited for until progress is seen again."""
 
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -222,7 +223,7 @@ class Campaign:
             aggregator.process.ask_to_end()
         for aggregator in self.federation.aggregators:
             code = aggregator.wait(30.0)
-            if code != 0:
+            if code not in (0, -signal.SIGTERM):  # one that had just been started does not listen to signals yet
                 self.troubles.append(f"{aggregator.name} ended with code {code} when it was asked to end")
 
     def _order_stop(self) -> None:

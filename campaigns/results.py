@@ -115,16 +115,30 @@ def show(result: Result, console: Console) -> None:
     console.print(result.last_line, markup=False, highlight=False, soft_wrap=True)
 
 
+def summary(results: Sequence[Result]) -> str:
+    """All of them in one sentence."""
+    faults, recoveries = sum(len(each.faults) for each in results), sum(each.recoveries for each in results)
+    bad = ", ".join(f"{sum(getattr(each, word) for each in results)} {word}" for word in ("lost", "doubled", "forked"))
+    replayed = sum(each.figures.get("versions replayed to the bit", 0) for each in results)
+    versions = sum(each.figures.get("versions", 0) for each in results)
+    return (
+        f"{faults} faults in {len(results)} campaigns, {recoveries} recoveries, {_settled(results)} updates settled, {bad}; "
+        f"{replayed} of {versions} versions replayed to the bit."
+    )
+
+
+def _settled(results: Sequence[Result]) -> int:
+    return sum(value for each in results for name, value in each.figures.items() if name.startswith("settled as"))
+
+
 def as_markdown(results: Sequence[Result]) -> str:
     """The tables of docs/reliability.md."""
     lines = ["| seed | nodes | plan | faults | recoveries | updates settled | versions | lost | doubled | forked | minutes |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for each in results:
-        settled = sum(value for name, value in each.figures.items() if name.startswith("settled as"))
-        cells = (each.seed, each.nodes, each.plan, len(each.faults), each.recoveries, settled, each.figures.get("versions", 0))
-        lines.append(
-            "| " + " | ".join(map(str, (*cells, each.lost, each.doubled, each.forked, f"{each.seconds / 60:.0f}"))) + " |"
-        )
+        faults = (len(each.faults), each.recoveries, _settled([each]), each.figures.get("versions", 0))
+        cells = (each.seed, each.nodes, each.plan, *faults, each.lost, each.doubled, each.forked, f"{each.seconds / 60:.0f}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| fault | times | recovered | median s | longest s |", "|---|---|---|---|---|"]
     for kind, many, recovered, typical, longest in by_kind(fault for each in results for fault in each.faults):
         lines.append(f"| {kind} | {many} | {recovered} | {typical:.1f} | {longest:.1f} |")

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from broker_config.node import SYSTEM, Installation
+
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def system_rabbitmq(installation: Installation) -> None:
+    if installation != SYSTEM:
+        pytest.skip("campaigns start the system's RabbitMQ, which is tried without this one too")
 
 
 def run(*words: str, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
@@ -27,7 +35,7 @@ def require_clean(result: subprocess.CompletedProcess[str], faults: int, seed: i
 
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(240)
-def test_fifteen_faults_on_one_node_lose_double_and_fork_nothing(installation, tmp_path):
+def test_fifteen_faults_on_one_node_lose_double_and_fork_nothing(tmp_path):
     file = tmp_path / "result.json"
     words = ("campaigns.faults", "--seed", "7", "--faults", "15", "--nodes", "1", "--json", str(file))
     require_clean(run(*words, timeout_seconds=230), 15, 7)
@@ -37,7 +45,7 @@ def test_fifteen_faults_on_one_node_lose_double_and_fork_nothing(installation, t
 
 
 @pytest.mark.rabbitmq
-def test_a_kind_of_fault_that_does_not_exist_is_said_to_be_none(installation):
+def test_a_kind_of_fault_that_does_not_exist_is_said_to_be_none():
     result = run("campaigns.faults", "--only", "earthquake", timeout_seconds=60)
     assert result.returncode == 2
     assert "no fault is called 'earthquake'" in result.stderr
@@ -46,14 +54,14 @@ def test_a_kind_of_fault_that_does_not_exist_is_said_to_be_none(installation):
 @pytest.mark.long
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(900)
-def test_eighty_faults_on_three_nodes_lose_double_and_fork_nothing(installation):
+def test_eighty_faults_on_three_nodes_lose_double_and_fork_nothing():
     require_clean(run("campaigns.faults", "--seed", "11", "--faults", "80", timeout_seconds=880), 80, 11)
 
 
 @pytest.mark.long
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(240)
-def test_nothing_grows_while_a_federation_runs(installation):
+def test_nothing_grows_while_a_federation_runs():
     result = run("campaigns.soak", "--minutes", "1", timeout_seconds=220)
     last = result.stdout.strip().splitlines()[-1]
     assert re.fullmatch(r"soak: 1 minutes, \d+ updates, memory [+-]\d+\.\d MiB at most in the second half, ok", last), (
