@@ -39,6 +39,8 @@ class Link:
         self._loop = self._impl.ioloop
         self._readiness = self._loop._poller._poll
         self._lost: BaseException | None = None
+        self.blocked = False
+        """Whether the broker takes no messages for lack of memory or disk."""
         self._impl._output_marshaled_frames = self._write
         self._impl.add_on_close_callback(self._on_close)
         self._impl.add_on_connection_blocked_callback(self._on_blocked)
@@ -52,6 +54,11 @@ class Link:
     def heartbeat_seconds(self) -> float:
         """What was agreed with the broker; it gives up on a connection after two without a sign of life."""
         return float(self._impl.params.heartbeat or 60)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits to be taken by the socket."""
+        return int(self._impl._get_write_buffer_size())
 
     def turn(self, timeout_seconds: float = 0.0) -> None:
         """Reads a few frames, writes what waits, keeps heartbeats; waits at most a tick. Raises once the connection is lost."""
@@ -119,9 +126,11 @@ class Link:
         self._lost = reason
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self.blocked = True
         log.warning("the broker takes no messages: make room there, then this goes on by itself", reason=frame.method.reason)
 
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        self.blocked = False
         log.info("the broker takes messages again")
 
 

@@ -11,8 +11,8 @@ from shared.errors import BrokerUnavailableError, FederationError, MalformedMess
 # Access refused, not found, resource locked, precondition failed, not allowed, not implemented.
 _A_PERSON_MUST_LOOK = frozenset({403, 404, 405, 406, 530, 540})
 # The same codes, for what passes by itself: an acknowledgement that took too long, a node or virtual host that is restarting,
-# connections of ours that the broker has not yet found dead.
-_PASSING = re.compile(r"delivery acknowledgement|is down|stopped by supervisor|connection limit")
+# a stream's replica that is not up yet, connections of ours that the broker has not yet found dead.
+_PASSING = re.compile(r"delivery acknowledgement|is down|stopped by supervisor|does not have a replica|connection limit")
 
 _REFUSED = (TopologyError, "the broker refused the user or its password")
 _UNWRITABLE = (MalformedMessageError, "the message cannot be written as AMQP")

@@ -13,6 +13,8 @@ from shared.broker import Message
 
 WINDOW = 4
 """Messages that may be unconfirmed. A chunk has up to 8 MiB and stands in memory until it is written."""
+CONFIRM_SECONDS = 60.0
+"""A queue or stream that elects a leader confirms late; one that confirms nothing for so long has forgotten the message."""
 _APPLICATION = "fedqueue"
 _CONTENT_TYPE = "application/msgpack"
 _PERSISTENT = 2
@@ -77,9 +79,17 @@ class Publisher:
         self._unconfirmed.add(self._sent)
 
     def _wait(self, at_most: int) -> None:
+        silent_since, left = time.monotonic(), self._left()
         while len(self._unconfirmed) > at_most:
             self._link.turn_on(self._channel)
             self._meanwhile()
+            if self._link.blocked or self._left() != left:
+                silent_since, left = time.monotonic(), self._left()
+            elif time.monotonic() - silent_since > CONFIRM_SECONDS:
+                raise exceptions.AMQPConnectionError(f"nothing was confirmed for {CONFIRM_SECONDS:g} seconds")
+
+    def _left(self) -> tuple[int, int]:
+        return len(self._unconfirmed), self._link.unsent_bytes
 
     def _on_return(self, *_returned: Any) -> None:
         self._returned = True

@@ -13,7 +13,9 @@ from broker_config.logins import Logins, create
 from broker_config.node import Installation, PrivateNode, start_node
 from campaigns.tcp_proxy import TcpProxy
 from shared.broker import Broker
-from tests.conftest import INSTITUTIONS, RabbitmqServer
+from shared.errors import BrokerUnavailableError
+from tests.conftest import INSTITUTIONS, RabbitmqServer, eventually
+from tests.running import Watch
 
 
 class Linked:
@@ -87,6 +89,20 @@ def own_server(own_node: PrivateNode, own_logins: Logins) -> Iterator[RabbitmqSe
 def events(said: list[structlog.typing.EventDict], event: str) -> list[structlog.typing.EventDict]:
     """The lines of one event."""
     return [line for line in said if line["event"] == event]
+
+
+def watching(server: RabbitmqServer) -> Watch:
+    """An eye on the lineage of a broker that may still be starting."""
+
+    def look() -> Watch | None:
+        try:
+            return Watch(server.connect("operator"))
+        except BrokerUnavailableError:
+            return None
+
+    watch = eventually(look, 60)
+    assert watch is not None
+    return watch
 
 
 def logins_on(node: PrivateNode) -> Logins:

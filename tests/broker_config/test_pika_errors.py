@@ -67,6 +67,7 @@ def test_what_pika_lets_through_from_below_means_that_the_connection_is_gone(err
         (406, "PRECONDITION_FAILED - inequivalent arg", TopologyError),
         (406, "PRECONDITION_FAILED - message size 16777217 is larger than configured max size 16777216", TopologyError),
         (406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out", BrokerUnavailableError),
+        (406, "PRECONDITION_FAILED - queue 'x' does not have a replica on the local node", BrokerUnavailableError),
         (541, "INTERNAL_ERROR", BrokerUnavailableError),
     ],
 )
