@@ -12,8 +12,10 @@ from broker_config.definitions import ADMIN, Document, Permission, definitions, 
 from broker_config.drift import EXTRA, Drift, drifts
 from broker_config.logins import Logins
 from broker_config.management import Management
+from broker_config.room import allowed_bytes, demand_room
 from broker_config.topology import (
     LEAD,
+    LINEAGE,
     TOKEN,
     Limits,
     Topology,
@@ -50,8 +52,9 @@ def provision(
     objects = topology(institutions, limits or logins.limits)
     with administration(logins) as management:
         room = {"its disk": free_bytes} if free_bytes is not None else _room(management)
-        demand_room(objects, room)
         present = management.definitions()
+        in_use = _holds(present, logins.vhost, LINEAGE) and int(management.queue(LINEAGE).get("messages", 0)) > 0
+        demand_room(objects, room, allowed=allowed_bytes(present, logins.vhost) if in_use else 0)
         hashes = _hashes(logins, objects, present)
         had_lead = _holds(present, logins.vhost, LEAD)
         management.import_definitions(definitions(objects, logins.vhost, hashes))
@@ -103,26 +106,6 @@ def remove_vhost(logins: Logins) -> None:
         for name in single:
             if name != logins.administrator:
                 management.delete_user(name)
-
-
-def needed_bytes(limits: Limits, institutions: int) -> int:
-    """What the topology may take on a node's disk; a stream keeps up to a segment more than its limit."""
-    streams = [limits.model_stream_bytes, limits.state_stream_bytes, limits.lineage_stream_bytes or 0]
-    each = limits.update_queue_bytes
-    if limits.journal_stream_bytes is not None:
-        each += limits.journal_stream_bytes + limits.segment_bytes
-    return sum(streams) + len(streams) * limits.segment_bytes + limits.dead_letter_bytes + institutions * each
-
-
-def demand_room(objects: Topology, free_bytes: Mapping[str, int]) -> None:
-    """Raises TopologyError where the limits do not fit: a full disk blocks every publisher, the leader too."""
-    need = needed_bytes(objects.limits, len(objects.institutions))
-    for place, free in free_bytes.items():
-        if need > free:
-            raise TopologyError(
-                f"the limits allow {need:,} bytes of messages, and {place} has {free:,} bytes free: "
-                "lower the limits, or give the broker a larger disk"
-            )
 
 
 def free_room(logins: Logins) -> int:

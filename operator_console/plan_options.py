@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from broker_config.provision import needed_bytes
+from broker_config.room import needed_bytes
 from broker_config.topology import MIB
 from broker_config.topology import Limits as BrokerLimits
 from shared.codec import Dtype
@@ -19,6 +19,8 @@ MODELS_KEPT = 10
 MODELS_NEEDED = 4
 """The fewest: the newest, the one that a slow link is downloading, and one made before and after each."""
 STATES_KEPT = 4
+USABLE_SHARE = 0.8
+"""Of the free disk: the rest is for the broker's own files, and for an institution that comes later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,8 @@ def broker_limits(sizes: Sizes, room: RoomOptions, *, institutions: int, free_by
         raise SettingsError(
             f"--model-stream must be at least {least} bytes: {MODELS_NEEDED} models of {sizes.model} bytes, and one segment"
         )
-    wanted = room.model_stream_bytes or min(
-        bare.segment_bytes + MODELS_KEPT * sizes.model, free_bytes - needed_bytes(bare, institutions)
-    )
+    usable = int(free_bytes * USABLE_SHARE) - needed_bytes(bare, institutions)
+    wanted = room.model_stream_bytes or min(bare.segment_bytes + MODELS_KEPT * sizes.model, usable)
     return replace(bare, model_stream_bytes=max(least, wanted))
 
 

@@ -11,14 +11,13 @@ from broker_config.node import start_cluster
 from broker_config.provision import (
     administration,
     check,
-    demand_room,
     export,
-    needed_bytes,
     provision,
     remove_institution,
     remove_vhost,
 )
-from broker_config.topology import LEAD, Limits, topology
+from broker_config.room import allowed_bytes, demand_room, needed_bytes
+from broker_config.topology import LEAD, LINEAGE, Limits, topology
 from shared.broker import Message
 from shared.errors import BrokerUnavailableError, TopologyError
 
@@ -53,6 +52,29 @@ def test_a_journal_for_each_institution_counts_towards_what_must_fit():
     assert needed_bytes(journalled, 3) == (345 + 3 * 164) * MIB
     with pytest.raises(TopologyError, match="lower the limits, or give the broker a larger disk"):
         demand_room(topology(MEMBERS, journalled), {"node n1": 836 * MIB})
+
+
+def test_what_was_allowed_before_is_not_asked_for_again_as_its_messages_take_their_room():
+    objects = topology(MEMBERS, LIMITS)
+    demand_room(objects, {"node n1": 5 * MIB}, allowed=340 * MIB)
+    with pytest.raises(TopologyError, match="361,758,720 bytes of messages, 5,242,880 more than now, and node n1 has 5,242,879"):
+        demand_room(objects, {"node n1": 5 * MIB - 1}, allowed=340 * MIB)
+
+
+@pytest.mark.rabbitmq
+def test_an_institution_can_be_added_when_the_messages_have_taken_what_was_allowed(applied, rabbitmq_server, soon):
+    with administration(applied) as management:
+        journalled = replace(LIMITS, journal_stream_bytes=MIB)
+        provision(applied, MEMBERS, journalled)
+        assert allowed_bytes(management.definitions(), applied.vhost) == needed_bytes(journalled, 3)
+        rabbitmq_server.connect("aggregator").publish(LINEAGE, Message(b"x", "manifest", "1"))
+        assert soon(lambda: management.queue(LINEAGE).get("messages", 0))
+    # bank-z: three updates of 1 MiB, and a journal of 1 MiB with a last segment of 64
+    newcomer = applied.with_institutions(["bank-z"])
+    with pytest.raises(TopologyError, match="71,303,168 more than now"):
+        provision(newcomer, [*MEMBERS, "bank-z"], journalled, free_bytes=68 * MIB - 1)
+    provision(newcomer, [*MEMBERS, "bank-z"], journalled, free_bytes=68 * MIB)
+    remove_institution(newcomer, "bank-z")
 
 
 def test_a_broker_that_is_not_there_is_said_with_its_address():

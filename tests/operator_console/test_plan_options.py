@@ -41,10 +41,11 @@ def test_the_model_stream_holds_ten_models_and_the_segment_that_retention_may_dr
 
 def test_on_a_smaller_disk_it_holds_what_fits_beside_the_rest_but_never_fewer_than_four():
     # 3200 for states, three streams' last segments of 64, 800 of dead letters, 2 institutions with 3 updates of 400: 6592 MiB
-    assert limits(free_bytes=9000 * MIB).model_stream_bytes == (9000 - 6592) * MIB
+    # of 12500 MiB, 10000 are to be used
+    assert limits(free_bytes=12500 * MIB).model_stream_bytes == (10000 - 6592) * MIB
     assert limits(free_bytes=7000 * MIB).model_stream_bytes == (4 * 400 + 64) * MIB
     # two journals of 100, each with a last segment of 64
-    assert limits(free_bytes=9000 * MIB, journal_bytes=100 * MIB).model_stream_bytes == (9000 - 6592 - 328) * MIB
+    assert limits(free_bytes=12500 * MIB, journal_bytes=100 * MIB).model_stream_bytes == (10000 - 6592 - 328) * MIB
 
 
 def test_a_model_stream_that_is_asked_for_is_taken_unless_it_is_too_short():
