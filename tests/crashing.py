@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,16 +15,18 @@ from broker_config.connection import ConnectionSettings, connect
 from client_worker import worker as client_worker
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalWork
-from tests.builders import RUN
-from tests.running import local_data, member, term_settings
+from operator_console.worker_processes import WorkerProcess, entry_point
+from tests.builders import NAMES, RUN, SECRET
+from tests.running import PATIENCE_SECONDS, local_data, member, term_settings
 
 
 @dataclass(frozen=True)
 class KillAfter:
-    """Ends this process, as `kill -9` does, after a step was done so many times."""
+    """Ends this process, as `kill -9` does, after a step was done so many times; or sends it another signal."""
 
     step: str
     times: int
+    number: signal.Signals = signal.SIGKILL
 
     def hook(self) -> Callable[[str], None]:
         """What hears of the steps."""
@@ -31,7 +35,7 @@ class KillAfter:
         def after_step(step: str) -> None:
             done[0] += step == self.step
             if done[0] == self.times:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
 
         return after_step
 
@@ -57,3 +61,40 @@ def started(target: Callable[..., None], *arguments: object):
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
+
+
+class Aggregator(AbstractContextManager["Aggregator"]):
+    """`fedqueue-aggregator` as a service starts it, in a folder of its own; leaving the block ends it with SIGTERM."""
+
+    def __init__(self, settings: ConnectionSettings, folder: Path, *, url: str = "", heartbeat_seconds: int = 30) -> None:
+        folder.mkdir()
+        (folder / "members.txt").write_text("\n".join(NAMES))
+        (folder / "secret").write_bytes(SECRET)
+        (folder / "aggregator.toml").write_text(
+            'state_folder = "state"\nrun_secret_file = "secret"\nmembers_file = "members.txt"\n[broker]\n'
+            f'url = "{url or settings.url}"\nuser = "{settings.user}"\npassword = "{settings.secret()}"\n'
+            f"heartbeat_seconds = {heartbeat_seconds}\n"
+        )
+        self._log = folder / "log"
+        command = [entry_point("fedqueue-aggregator"), "--config", str(folder / "aggregator.toml")]
+        self._process = WorkerProcess(folder.name, command, self._log, folder)
+        self._process.start()
+
+    def says(self, words: str, times: int = 1) -> bool:
+        """Whether its log has the words so often, within the patience of a test."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._log.read_text().count(words) < times and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self._log.read_text().count(words) >= times
+
+    def send(self, number: signal.Signals) -> None:
+        """Signals it."""
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.ask_to_end()
+        assert self._process.wait() == 0
