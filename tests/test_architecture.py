@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ROOMS = ["shared", "broker_config", "aggregator_worker", "client_worker", "operator_console", "simulator", "builtin_tasks"]
+ROOMS = [
+    "shared", "broker_config", "aggregator_worker", "client_worker", "operator_console", "simulator", "builtin_tasks", "benchmarks",
+    "campaigns",
+]  # fmt: skip
 
 
 def contracts(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -30,6 +33,7 @@ def test_every_room_keeps_the_import_contracts() -> None:
         ("aggregator_worker/worker.py", "import pika", "Only broker_config imports pika"),
         ("shared/codec.py", "import socket", "shared touches no network"),
         ("aggregator_worker/aggregation.py", "import torch", "The aggregator's core"),
+        ("campaigns/checker.py", "import shared.lineage", "What judges a campaign shares no code"),
     ],
 )
 def test_an_import_against_the_order_of_the_rooms_is_found(tmp_path: Path, module: str, line: str, broken: str) -> None:
