@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_worker.intake import Intake
+from aggregator_worker.intake import TRIAL_SECONDS, Intake
+from broker_config.connection import ConnectionSettings
 from shared.broker import Delivery, Message
 from shared.chunks import split
 from shared.errors import MalformedMessageError, StorageError
@@ -177,6 +178,17 @@ def test_a_trial_is_passed_by_living(intake, program, survives, chunk_bytes):
     upload = taken(intake, *deliveries(chunk_bytes=chunk_bytes))[-1]
     assert upload.survives_trial([sys.executable, "-c", program]) == survives
     assert content(intake, upload) == CONTENT
+
+
+def test_a_trial_that_does_not_end_is_not_passed(intake, monkeypatch):
+    monkeypatch.setattr("aggregator_worker.intake.TRIAL_SECONDS", 0.2)
+    upload = taken(intake, *deliveries())[-1]
+    assert not upload.survives_trial([sys.executable, "-c", "import time; time.sleep(60)"])
+    upload.close()
+
+
+def test_a_trial_ends_before_the_broker_takes_the_leader_for_dead():
+    assert ConnectionSettings.model_fields["heartbeat_seconds"].default > TRIAL_SECONDS
 
 
 def test_a_content_that_is_refused_in_the_ordinary_way_passes_its_trial(intake):
