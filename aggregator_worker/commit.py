@@ -93,8 +93,7 @@ class Committer:
             after_step(f"{kind} blob")
         self._announce(record)
         after_step("read back")
-        for delivery in deliveries:
-            self._broker.ack(delivery)
+        self._broker.ack(*deliveries)
         after_step("acknowledge")
         self._give(hints)
         after_step("hints")

@@ -141,9 +141,7 @@ class Desk:
                 early.upload.close()
 
     def _acknowledge(self, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            if delivery.tag != NO_TAG:
-                self.broker.ack(delivery)
+        self.broker.ack(*(delivery for delivery in deliveries if delivery.tag != NO_TAG))
 
     def drop_surplus(self) -> None:
         """Acknowledges what carries nothing new."""

@@ -4,6 +4,7 @@ pika's BlockingConnection makes the connection. From then on its asynchronous co
 on their way, an acknowledgement reads nothing, and deliveries stay in the broker until they are asked for.
 """
 
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from broker_config.pika_errors import FOREIGN, PIKA
 
 _FAREWELL_SECONDS = 5.0
 _TICK_SECONDS = 1.0
+# A Basic.Ack of one tag (AMQP 0-9-1): frame type, channel, size, class 60 and method 80, tag, bits, end of frame.
+_ACK = struct.Struct(">BHIIQBB")
 _JOINED_FRAMES = 3  # method, header and a body of one frame
 
 # pika reads 4 KiB at a time and copies what it has of a frame each time; a frame has up to 128 KiB.
@@ -67,6 +70,13 @@ class Link:
         self._loop.process_timeouts()
         if self._lost is not None:
             raise self._lost
+
+    def acknowledge(self, deliveries: list[tuple[Any, int]]) -> None:
+        """Settles deliveries, each a channel and its tag, with one write for all."""
+        for channel, _ in deliveries:
+            if not channel.is_open:
+                raise channel._closing_reason
+        self._write([b"".join(_ACK.pack(1, channel.channel_number, 13, 0x003C0050, tag, 0, 0xCE) for channel, tag in deliveries)])
 
     def _write(self, frames: list[bytes]) -> None:
         # Straight to the socket where it takes it. pika would go through its loop, which also reads, with a send for each frame.

@@ -199,12 +199,13 @@ class MemoryBroker:
             sent += 1
             yield delivery
 
-    def ack(self, delivery: Delivery) -> None:
+    def ack(self, *deliveries: Delivery) -> None:
         """See `shared.broker.Broker.ack`."""
         with self._server.changed:
-            consumer = self._consumer_of(delivery)
-            del consumer.unsettled[delivery.tag]
-            consumer.queue.deliver()
+            for delivery in deliveries:
+                consumer = self._consumer_of(delivery)
+                del consumer.unsettled[delivery.tag]
+                consumer.queue.deliver()
             self._server.changed.notify_all()
 
     def reject(self, delivery: Delivery) -> None:

@@ -134,12 +134,16 @@ class RabbitmqBroker:
             self._end(reader)
             self._forget(reader)
 
-    def ack(self, delivery: Delivery) -> None:
+    def ack(self, *deliveries: Delivery) -> None:
         """See `shared.broker.Broker.ack`."""
-        subscription, tag = self._settled(delivery)
-        if not subscription.ended:
-            with self._seam(f"acknowledge a delivery of {delivery.queue}"):
-                subscription.channel.basic_ack(tag)
+        settled: dict[Link, list[tuple[Any, int]]] = {}
+        for delivery in deliveries:
+            subscription, tag = self._settled(delivery)
+            if not subscription.ended:
+                settled.setdefault(subscription.link, []).append((subscription.channel, tag))
+        for link, acknowledged in settled.items():
+            with self._seam(f"acknowledge deliveries of {deliveries[0].queue}"):
+                link.acknowledge(acknowledged)
 
     def reject(self, delivery: Delivery) -> None:
         """See `shared.broker.Broker.reject`."""

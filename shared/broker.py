@@ -88,8 +88,8 @@ class Broker(Protocol):
         """Reads a stream from `start` without a standing subscription: at most `count` messages, ending once none came for
         `idle_seconds`. Acknowledges by itself; the caller may stop early. Other deliveries wait meanwhile."""
 
-    def ack(self, delivery: Delivery) -> None:
-        """Settles a delivery for good."""
+    def ack(self, *deliveries: Delivery) -> None:
+        """Settles deliveries for good; many at once cost little more than one."""
 
     def reject(self, delivery: Delivery) -> None:
         """Refuses a delivery for good; the broker moves it to the dead letters."""

@@ -149,6 +149,22 @@ def test_an_acknowledged_message_does_not_come_back(broker_server):
     assert again.receive(0.3) is None
 
 
+def test_deliveries_of_several_queues_are_settled_at_once(broker_server, soon):
+    aggregator = broker_server.connect("aggregator")
+    for name in ("bank-a", "bank-b"):
+        broker_server.connect(name).publish_all(update_queue(name), [an_update(1), an_update(2), an_update(3)])
+        aggregator.consume(update_queue(name), prefetch=10)
+    aggregator.consume(MODEL, prefetch=1, start="first")
+    published_to_model(aggregator, 2)
+    taken = [received(aggregator) for _ in range(7)]
+    kept = taken.pop()
+    aggregator.ack(*taken)
+    assert received(aggregator).queue == MODEL
+    aggregator.ack()
+    aggregator.close()
+    assert soon(lambda: broker_server.depth(kept.queue) == 1)
+
+
 def test_what_a_closed_connection_had_not_settled_comes_back_in_order(broker_server, soon):
     bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
     for number in (1, 2, 3, 4):
