@@ -113,7 +113,7 @@ def test_repeats_and_wrong_bytes_in_a_journal_do_not_mislead(journalled, tmp_pat
     update, delta = an_update(base=watch.head), {"w": array(1, 2, 3)}
     good = as_messages(update, delta, chunk_bytes=150)
     bad = [good[0], replace(good[1], body=bytes(len(good[1].body))), *good[2:]]
-    lying = [replace(good[0], headers={**good[0].headers, "size": 2**40})]
+    lying = [replace(chunk, headers={**chunk.headers, "size": 2**45}) for chunk in good]
     with Leader(journalled, tmp_path):
         for chunk in [*lying, *bad, *good[:2], *good, *good]:
             hand.publish(chunk)
