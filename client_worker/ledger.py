@@ -112,7 +112,9 @@ class Ledger:
         self._path = path
         self._files = OutboxFolder(path.with_name("outbox"))
         self._last = (0, "")
-        self._late: tuple[Row, ...] = ()
+        self._late: list[Row] = []
+        self._late_statements: list[Statement] = []
+        self._late_files: list[int] = []
         self._outbox: dict[int, Sealed] = {}
         with ExitStack() as opened:
             try:
@@ -204,7 +206,7 @@ class Ledger:
 
     def published(self, sealed: Sealed) -> None:
         """The broker has confirmed every chunk. Written with the next row: after a crash it is only sent once more."""
-        self._late = (*self._late, ("PUBLISHED", {"sequence": sealed.sequence}))
+        self._late.append(("PUBLISHED", {"sequence": sealed.sequence}))
 
     def carry(self, epsilon: float) -> None:
         """Charges what an earlier incarnation spent."""
@@ -215,20 +217,16 @@ class Ledger:
         self._write(("REPORTED", {"version": version, "epsilon": epsilon}))
 
     def settle(self, sequence: int, outcome: str) -> None:
-        """A manifest settled an update; the outbox keeps the last few."""
+        """A manifest settled an update; the outbox keeps the last few. Written with the next row: the lineage knows it anyway."""
         oldest = self.head[0] - KEPT_SETTLED
-        self._write(
-            ("SETTLED", {"sequence": sequence, "outcome": outcome}),
-            statements=[
-                ("UPDATE outbox SET settled = 1 WHERE sequence = ?", (sequence,)),
-                ("DELETE FROM outbox WHERE settled = 1 AND sequence <= ?", (oldest,)),
-            ],
-        )
         self._outbox[sequence] = replace(self._outbox[sequence], settled=True)
+        self._late.append(("SETTLED", {"sequence": sequence, "outcome": outcome}))
+        self._late_statements.append(("UPDATE outbox SET settled = 1 WHERE sequence = ?", (sequence,)))
         for dropped in [each for each in self._outbox.values() if each.settled and each.sequence <= oldest]:
             del self._outbox[dropped.sequence]
+            self._late_statements.append(("DELETE FROM outbox WHERE sequence = ?", (dropped.sequence,)))
             if dropped.in_file:
-                self._files.remove(dropped.sequence)
+                self._late_files.append(dropped.sequence)
 
     def content(self, sealed: Sealed) -> Encoded:
         """The sealed bytes of an update that is still in the outbox. Raises CheckpointError when they are others."""
@@ -258,11 +256,11 @@ class Ledger:
         self._opened.close()
 
     def _write(self, *rows: Row, statements: Sequence[Statement] = ()) -> int:
-        """One transaction, with the rows that waited for one; returns the last row's number."""
+        """One transaction, with what waited for one; returns the last row's number."""
         rows = (*self._late, *rows)
         number, previous = self._last
         with _written(self._path, self._database):
-            for statement, arguments in statements:
+            for statement, arguments in (*self._late_statements, *statements):
                 self._database.execute(statement, arguments)
             for state, fields in rows:
                 packed = msgpack.packb(dict(fields))
@@ -270,7 +268,11 @@ class Ledger:
                 previous = _row_hash(number, state, packed, before)
                 row = (number, state, int(time.time()), packed, before, previous)
                 self._database.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", row)
-        self._last, self._late = (number, previous), ()
+        self._last = (number, previous)
+        for sequence in self._late_files:  # only now: a row whose file is missing is an error
+            self._files.remove(sequence)
+        for late in (self._late, self._late_statements, self._late_files):
+            late.clear()
         for state, fields in rows:
             self.totals.add(state, fields)
         return number

@@ -78,7 +78,7 @@ class Training:
 
 STEPS = ("reserve", "file", "seal", "chunk", "publish", "settle")
 """After each of these something more is durable, here or at the broker; tests kill the process between every two. `file` is
-for large updates only, and `chunk` is told once for each that is handed to the broker."""
+for large updates only, `chunk` is told once for each that is handed to the broker."""
 
 
 def _no_step(_step: str) -> None:

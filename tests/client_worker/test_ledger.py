@@ -111,6 +111,16 @@ def test_the_rows_tell_the_life_of_an_update_in_order(ledger, tmp_path):
     assert ledger.totals.reports == 1
 
 
+def test_what_the_lineage_or_the_broker_knows_waits_for_the_next_row(ledger, tmp_path):
+    update = sealed(ledger)
+    ledger.published(update)
+    ledger.settle(1, "aggregated")
+    assert states(tmp_path) == ["OPENED", "RESERVED", "SEALED"]
+    assert ledger.unsettled() == []
+    ledger.reserve(CHARGE, epsilon_spent=0.5)
+    assert states(tmp_path) == ["OPENED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "RESERVED"]
+
+
 def test_settled_updates_are_sent_no_more(ledger):
     sealed(ledger)
     sealed(ledger)

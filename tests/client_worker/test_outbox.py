@@ -111,6 +111,7 @@ def test_other_bytes_than_the_sealed_ones_are_never_sent(tmp_path):
 def test_the_last_eight_settled_files_are_kept_and_no_more(ledger, tmp_path):
     for _ in range(11):
         ledger.settle(seal(ledger).sequence, "aggregated")
+    ledger.reserve(CHARGE, epsilon_spent=0.5)
     assert files(tmp_path) == sorted(f"{sequence}.update" for sequence in range(4, 12))
     ledger.reopen(9)
     assert [sealed.sequence for sealed in ledger.unsettled()] == [10, 11]
