@@ -141,10 +141,11 @@ class Campaign:
             if self.stage.progress.phase == "finished":
                 return
             self.troubles.append(str(error))
-            if len(self.troubles) > MOST_ENDINGS:
-                raise
             program.kill()
-            program.start()
+            if len(self.troubles) > MOST_ENDINGS:
+                self.planned = len(self.faults)  # enough is known
+            else:
+                program.start()
 
     def _begin(self) -> None:
         for _ in range(_DRAWS):

@@ -16,10 +16,9 @@ from campaigns.campaign import Campaign, Fault, drawn_from
 from campaigns.checker import Verdict, check
 from campaigns.federation import Federation, Size, drawn_plan, founded
 from campaigns.injections import KINDS, Stage
-from campaigns.programs import faketime_library, private_mounts, unmount
+from campaigns.programs import faketime_library, private_mounts, removed_with_parent, unmount
 from campaigns.progress import Progress
 from campaigns.results import fault_line, result_of, show
-from operator_console.worker_processes import watched_over
 from shared.errors import SettingsError
 from shared.outermost import run_program
 
@@ -40,17 +39,12 @@ def faults(
 ) -> None:
     """Injects faults into a federation and counts what was lost, doubled or forked; ends with 1 where anything was."""
     console = Console()
-    mounts = private_mounts()
-    if not mounts:
-        console.print("No full disks: only root can mount a small one.")
-    if faketime_library() is None:
-        console.print("No clock jumps: libfaketime is not installed (setup/libfaketime).")
     kinds = _known(only or list(KINDS))
     folder = Path(tempfile.mkdtemp(prefix="fedqueue-faults-"))
-    size = Size(nodes=nodes, kept_bytes=(faults + 50) * _BYTES_PER_FAULT, mounts=mounts)
     rng, began_at, remove = drawn_from(seed), time.monotonic(), False
     try:
-        with ending_on_sigterm(), watched_over(folder):
+        with ending_on_sigterm(), removed_with_parent(folder):
+            size = Size(nodes=nodes, kept_bytes=(faults + 50) * _BYTES_PER_FAULT, mounts=_what_is_possible(console))
             campaign, verdict = _run(folder, size, rng, faults=faults, kinds=kinds, console=console)
         result = result_of(campaign, verdict, seed=seed, nodes=nodes, seconds=time.monotonic() - began_at)
         remove = result.passed and not keep
@@ -64,6 +58,16 @@ def faults(
     show(result, console)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _what_is_possible(console: Console) -> bool:
+    """Whether there are full disks; says what is left out."""
+    mounts = private_mounts()
+    if not mounts:
+        console.print("No full disks: only root can mount a small one.")
+    if faketime_library() is None:
+        console.print("No clock jumps: libfaketime is not installed (setup/libfaketime).")
+    return mounts
 
 
 def _known(kinds: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ import random
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from broker_config import logins as login_file
 from broker_config.connection import ConnectionSettings, connect
 from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.logins import Logins
-from broker_config.node import PrivateCluster, start_cluster
+from broker_config.node import PrivateCluster, PrivateNode, start_cluster
 from broker_config.provision import provision
 from broker_config.topology import OPERATIONS
 from broker_config.topology import Limits as Room
@@ -25,6 +25,7 @@ from campaigns.programs import Link, Program, small_disk, with_own_clock
 from operator_console.worker_processes import WorkerProcess, entry_point
 from shared import messages
 from shared.broker import Broker, Message
+from shared.errors import BrokerUnavailableError
 from shared.messages import Entry, Operation, pseudonym
 from shared.parameters import Parameters
 from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan
@@ -37,6 +38,7 @@ AGGREGATORS = ("aggregator-1", "aggregator-2")
 HEARTBEAT_SECONDS = 3
 TRAINING_SECONDS = 0.25
 _MIB = 2**20
+_TRIES = 3
 _TARGETS = {"bank-a": 1.0, "bank-b": -2.0, "bank-c": 3.0, "bank-d": 0.0}
 _EXAMPLES = {"bank-a": 100, "bank-b": 300, "bank-c": 200, "bank-d": 400}
 
@@ -150,7 +152,7 @@ def founded(folder: Path, plan: Plan, size: Size) -> Iterator[Federation]:
         bare = login_file.create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
         everywhere = ",".join(each.amqp_url(bare.vhost) for each in cluster.nodes)
         logins = bare.with_institutions(names).model_copy(update={"amqp": everywhere})
-        provision(logins, names, _room(plan, size), free_bytes=node.free_bytes)
+        _provide(logins, _room(plan, size), node)
         federation = Federation(folder, cluster, logins, secrets.token_hex(8), secrets.token_hex(16), plan, {})
         operator = connect(logins.settings(OPERATOR), name="campaign/found")
         table = {federation.pseudonym(name): Entry(incarnation=1, num_examples=_EXAMPLES[name]) for name in names}
@@ -161,6 +163,14 @@ def founded(folder: Path, plan: Plan, size: Size) -> Iterator[Federation]:
             stack.callback(federation.programs[name].link.close)
         stack.callback(_end, federation)
         yield federation
+
+
+def _provide(logins: Logins, room: Room, node: PrivateNode) -> None:
+    """Creates the topology; a cluster that has just formed on a busy machine may need more than one try."""
+    for _ in range(_TRIES):
+        with suppress(BrokerUnavailableError):
+            return provision(logins, [*ALIVE, DEAD], room, free_bytes=node.free_bytes)
+    return provision(logins, [*ALIVE, DEAD], room, free_bytes=node.free_bytes)
 
 
 def _room(plan: Plan, size: Size) -> Room:

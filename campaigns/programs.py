@@ -5,10 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker_config.node import start_watcher
 from broker_config.processes import send
 from campaigns.tcp_proxy import TcpProxy
 from operator_console.worker_processes import WorkerProcess
@@ -172,7 +174,19 @@ def unmount(folder: Path) -> None:
 
 def private_mounts() -> bool:
     """Gives this process and its children mounts of their own, which end with them, also after a kill -9. Only root can."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or ctypes.CDLL(None).unshare(_CLONE_NEWNS) != 0:
         return False
-    unshared = ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
-    return unshared and subprocess.run(["/usr/bin/mount", "--make-rprivate", "/"], check=False).returncode == 0
+    private = subprocess.run(["/usr/bin/mount", "--make-rprivate", "/"], check=False).returncode == 0
+    # libfaketime keeps a file there for every process, which a SIGKILL leaves behind
+    return private and subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "none", "/dev/shm"], check=False).returncode == 0  # noqa: S108
+
+
+@contextmanager
+def removed_with_parent(folder: Path) -> Iterator[None]:
+    """While inside, a small process ends everything of `folder` and removes it, should this one be killed with -9."""
+    watcher = start_watcher(folder, remove=True)
+    try:
+        yield
+    finally:
+        watcher.terminate()
+        watcher.wait()

@@ -14,9 +14,9 @@ from rich.table import Table
 from broker_config.definitions import OPERATOR
 from broker_config.service import ending_on_sigterm
 from campaigns.federation import TASK_HASH, Federation, Size, founded
+from campaigns.programs import removed_with_parent
 from campaigns.progress import Progress
 from campaigns.samples import MIB, Reading, growth_bytes, not_flat, over_limit, read_process, stream_bytes
-from operator_console.worker_processes import watched_over
 from shared.errors import FederationError
 from shared.outermost import run_program
 from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan
@@ -74,7 +74,7 @@ def soak(minutes: Annotated[float, typer.Option(min=0.5, help="How long, after a
     folder = Path(tempfile.mkdtemp(prefix="fedqueue-soak-"))
     troubles = ["it did not come to its end"]
     try:
-        with ending_on_sigterm(), watched_over(folder):
+        with ending_on_sigterm(), removed_with_parent(folder):
             watched = _run(folder, minutes)
         troubles = watched.troubles()
     except KeyboardInterrupt:
