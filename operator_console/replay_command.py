@@ -157,6 +157,8 @@ def lines(result: Result, without: str | None) -> Iterator[str]:
     else:
         yield f"version {result.version} without {without}: {replay.folded:,} updates folded, {replay.left_out:,} left out"
         yield "This is not a re-training: the others' updates were computed on models that contained its updates."
+        if result.start:
+            yield f"Version {result.start} holds what it gave until then: only later updates are left out."
     rule = replay.folded - replay.off_rule
     yield f"weights: {rule:,} of {replay.folded:,} are what the plan's rule gives"
 
