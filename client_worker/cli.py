@@ -11,7 +11,6 @@ from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
 from client_worker.ledger import Ledger
-from client_worker.local_data import open_data
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.policy import accept_plan
 from client_worker.settings import ClientSettings
@@ -36,6 +35,9 @@ def client(
     settings = settings if device is None else settings.model_copy(update={"device": device})
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
+    # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
+    from client_worker.local_data import open_data
+
     data = open_data(settings)
     if check:
         typer.echo(check_broker(settings, data))
