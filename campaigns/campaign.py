@@ -125,8 +125,8 @@ class Campaign:
             time.sleep(_TICK_SECONDS)
 
     def _tick(self) -> None:
-        if self.stage.progress.failure is not None:
-            raise FederationError("the lineage could not be followed") from self.stage.progress.failure
+        if not self.stage.progress.follows:
+            raise FederationError("the lineage cannot be followed any more")
         for program in self.federation.programs.values():
             if program.running and program.name not in self._under_way:
                 self._demand_alive(program.name)

@@ -72,7 +72,7 @@ def truncated(chunks: list[Message], rng: random.Random) -> list[Message]:
 
 
 def reordered(chunks: list[Message], rng: random.Random) -> list[Message]:
-    """All are there, in another order."""
+    """All are there, two at least, in another order."""
     mixed = list(chunks)
     while [each.message_id for each in mixed] == [each.message_id for each in chunks]:
         rng.shuffle(mixed)

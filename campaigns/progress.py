@@ -26,7 +26,6 @@ class Progress:
     def __init__(self, settings: ConnectionSettings) -> None:
         self.steps: list[Step] = []
         self.chain = Chain()
-        self.failure: BaseException | None = None
         self._settings = settings
         self._next_offset = 0
         self._stopping = threading.Event()
@@ -51,20 +50,21 @@ class Progress:
         return next((each for each in steps if pseudonym in (None, each.pseudonym) and each.epoch > above_epoch), None)
 
     @property
+    def follows(self) -> bool:
+        """Whether the thread is still at it; what ended it was printed."""
+        return self._thread.is_alive()
+
+    @property
     def phase(self) -> str:
         """As the head says."""
         return str(self.chain.links[-1].manifest["phase"]) if self.chain.links else ""
 
     def _follow(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    self._read()
-                except (BrokerUnavailableError, TopologyError):  # a node that is being started has no stream yet
-                    self._stopping.wait(_RETRY_SECONDS)
-        except BaseException as error:
-            self.failure = error
-            raise
+        while not self._stopping.is_set():
+            try:
+                self._read()
+            except (BrokerUnavailableError, TopologyError):  # a node that is being started has no stream yet
+                self._stopping.wait(_RETRY_SECONDS)
 
     def _read(self) -> None:
         broker = connect(self._settings, name="campaign/progress")
