@@ -4,6 +4,7 @@ Append-only rows, chained by hash: RESERVED before the first noised step, SEALED
 SETTLED. Epsilon counts everything reserved; nothing lowers it. A retry sends the same bytes and draws no new noise.
 """
 
+import errno
 import fcntl
 import hashlib
 import sqlite3
@@ -18,7 +19,7 @@ import msgpack
 
 from client_worker.outbox import LARGE_BYTES, OutboxFolder
 from shared.codec import Encoded
-from shared.errors import CheckpointError, SettingsError, StorageError
+from shared.errors import CheckpointError, FederationError, SettingsError, StorageError
 
 KEPT_SETTLED = 8
 """Settled updates kept for re-sending, in case the aggregator's watermark ever goes back."""
@@ -33,6 +34,8 @@ CREATE TABLE IF NOT EXISTS outbox (
     content BLOB, settled INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 """  # content is null where it lies in a file of its own
+
+_DISK_TROUBLE = ("SQLITE_FULL", "SQLITE_IOERR")
 
 State = Literal["OPENED", "CARRIED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
 Row = tuple[State, Mapping[str, Any]]
@@ -128,7 +131,7 @@ class Ledger:
                 self._read_rows()
                 self._read_outbox()
             except (sqlite3.DatabaseError, OSError) as error:
-                raise CheckpointError(f"{path} cannot be opened as a ledger: {error}") from error
+                raise _unopened(path, error) from error
             self._open({"run_id": run_id, "institution": institution, "incarnation": incarnation})
             self._opened = opened.pop_all()
 
@@ -276,6 +279,13 @@ class Ledger:
         for state, fields in rows:
             self.totals.add(state, fields)
         return number
+
+
+def _unopened(path: Path, error: sqlite3.DatabaseError | OSError) -> FederationError:
+    """A disk that is full or fails may be well later; anything else is for a person to look at."""
+    if getattr(error, "sqlite_errorname", "").startswith(_DISK_TROUBLE) or getattr(error, "errno", None) == errno.ENOSPC:
+        return StorageError(f"{path}: {error}; free space or mend the disk, then start again")
+    return CheckpointError(f"{path} cannot be opened as a ledger: {error}")
 
 
 def _lock(path: Path) -> TextIO:

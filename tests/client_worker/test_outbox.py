@@ -141,3 +141,16 @@ def test_a_disk_that_was_full_costs_neither_a_number_nor_noise(disk, size):
     again = opened(disk)
     assert again.content(again.kept[1]).joined() == content(1, size).joined()
     again.close()
+
+
+def test_a_worker_that_starts_on_a_full_disk_may_start_again_later(disk):
+    ledger = opened(disk)
+    sealed = seal(ledger)
+    ledger.close()
+    fill(disk / "filler")
+    with pytest.raises(StorageError, match="start again"):
+        opened(disk)
+    (disk / "filler").unlink()
+    again = opened(disk)
+    assert again.content(sealed).joined() == content(1).joined()
+    again.close()
