@@ -1,6 +1,7 @@
 """Programs of their own for crash tests: a worker that kills itself with SIGKILL after one step of its work."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -90,6 +91,10 @@ class Aggregator(AbstractContextManager["Aggregator"]):
     def send(self, number: signal.Signals) -> None:
         """Signals it."""
         os.kill(self._process.pid, number)
+
+    def allow_files_of(self, size: int) -> None:
+        """What it writes beyond so many bytes of a file fails, as on a full disk. -1 is no limit."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,16 +1,18 @@
 """A second aggregator: it takes over with nothing but the broker, and whom it deposed cannot change the lineage."""
 
+import os
 import signal
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+from aggregator_worker import commit
 from broker_config.streams import records_of
-from broker_config.topology import update_queue
+from broker_config.topology import LINEAGE, update_queue
 from campaigns.tcp_proxy import TcpProxy
 from tests.builders import NAMES, a_plan, an_update, as_messages
-from tests.crashing import Aggregator
+from tests.crashing import Aggregator, KillAfter, lead, started
 from tests.running import EXAMPLES, Hand, Watch, begin, deltas_of, require_each_once, require_replay
 
 pytestmark = pytest.mark.rabbitmq
@@ -54,6 +56,11 @@ class Standby:
     def led_under(self, epoch: int) -> bool:
         """Whether somebody publishes under this epoch."""
         return self.watch.until(lambda: self.watch.head.epoch == epoch)
+
+    def lineage(self) -> list[str]:
+        """Ids of all records, claims too."""
+        records = self.server.connect("operator").read(LINEAGE, "first", count=None, idle_seconds=0.5)
+        return [record.message.message_id for record in records]
 
     def require_one_history(self) -> None:
         """Each update once, the models to the bit, and a reader who comes now reads what was read all the time."""
@@ -144,4 +151,59 @@ def test_a_zombie_changes_nothing_and_stands_by_until_it_is_needed(rabbitmq_serv
     standby.kill()
     federation.send(*NAMES)
     assert federation.led_under(4)
+    federation.require_one_history()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", commit.STEPS)
+def test_a_zombie_that_was_stopped_between_two_steps_of_its_commit_changes_nothing(rabbitmq_server, tmp_path, stack, step):
+    federation = Standby(rabbitmq_server, tmp_path, WIDE)
+    settings = federation.settings.model_copy(update={"heartbeat_seconds": 2})
+    stop = KillAfter(step, 3 if step == "manifest" else 2, signal.SIGSTOP)
+    zombie = started(lead, settings, tmp_path / "zombie", stop)
+    assert federation.led_under(2)
+    standby = stack.enter_context(federation.aggregator("standby"))
+    assert standby.says("standing by")
+    federation.send("bank-a")
+    assert federation.all_settled()
+    federation.send(*NAMES)
+    assert federation.led_under(3)
+    assert federation.all_settled()
+    os.kill(zombie.pid, signal.SIGCONT)
+    federation.send(*NAMES)
+    assert federation.all_settled()
+    standby.kill()  # there is nobody else: the zombie must have come back to stand by
+    federation.send(*NAMES)
+    assert federation.led_under(4)
+    federation.require_one_history()
+    zombie.kill()
+    zombie.join(20)
+
+
+def test_a_leader_whose_disk_is_full_stops_consuming_and_goes_on_once_there_is_room(rabbitmq_server, tmp_path, stack):
+    federation = Standby(rabbitmq_server, tmp_path, values=50_000)
+    leader = stack.enter_context(federation.aggregator("leader"))
+    federation.send(*NAMES)
+    assert federation.all_settled()
+    leader.allow_files_of(100_000)
+    federation.send(*NAMES)
+    assert leader.says("free space")
+    assert leader.says("has no room for 400")
+    lineage = federation.lineage()
+    waiting = [update_queue(name) for name in NAMES]
+    assert federation.watch.until(lambda: [rabbitmq_server.depth(queue) for queue in waiting] == [1, 1, 1])
+    assert leader.says("not ready, trying again", 4)
+    assert federation.lineage() == lineage
+    leader.allow_files_of(-1)
+    federation.require_one_history()
+
+
+def test_a_standby_with_room_takes_over_from_a_leader_whose_disk_is_full(rabbitmq_server, tmp_path, stack):
+    federation = Standby(rabbitmq_server, tmp_path, values=50_000)
+    leader = stack.enter_context(federation.aggregator("leader"))
+    assert federation.led_under(2)
+    assert stack.enter_context(federation.aggregator("standby")).says("standing by")
+    leader.allow_files_of(100_000)
+    federation.send(*NAMES)
+    assert federation.led_under(3)
     federation.require_one_history()
