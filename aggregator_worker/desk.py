@@ -13,7 +13,13 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
 from shared import messages
 from shared.broker import Broker, Delivery
-from shared.errors import IncompatibleUpdateError, MalformedMessageError, RejectedMessageError, UnknownInstitutionError
+from shared.errors import (
+    IncompatibleUpdateError,
+    MalformedMessageError,
+    RejectedMessageError,
+    UnknownInstitutionError,
+    UnsupportedSchemaError,
+)
 from shared.messages import Control, Entry, Hello, Report, Settlement, Update
 from shared.parameters import Parameters
 
@@ -186,7 +192,9 @@ class Desk:
         number = number_in(upload.head.id, institution=institution)
         entry = self.federation.entry(self.pseudonym_of(institution))
         ours = upload.head.run == self.federation.head.manifest.run_id and upload.deliveries[-1].user_id == institution
-        unreadable = isinstance(error, MalformedMessageError | PoisonError) and upload.head.kind == "update"
+        unreadable = (
+            isinstance(error, MalformedMessageError | UnsupportedSchemaError | PoisonError) and upload.head.kind == "update"
+        )
         if number is None or entry is None or not (ours and unreadable):
             return False
         if number != (entry.incarnation, entry.watermark + 1):

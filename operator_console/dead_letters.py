@@ -4,6 +4,7 @@ Everything in a letter was written by strangers, but for its `user_id`, which th
 """
 
 import hashlib
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ class DeadLetters:
 
 
 def requeue_order(letter: Letter, run_id: str) -> Operation:
-    """The order to take one letter in again; the same letter always gives the same id, so that it is followed once.
+    """The order to take one letter in again. That its update counts once is seen to by the aggregator.
 
     Raises UnusableLetterError where no order could be made of what its author or the message's name are.
     """
@@ -192,7 +193,7 @@ def requeue_order(letter: Letter, run_id: str) -> Operation:
     except ValidationError as error:
         place = error.errors(include_input=False, include_url=False)[0]["loc"][0]
         raise UnusableLetterError(f"it cannot be taken in again: its {place} is not one that a message of ours has") from None
-    return Operation(run_id=run_id, operation_id=original.order_id, kind="requeue", arguments=original.model_dump())
+    return Operation(run_id=run_id, operation_id=secrets.token_hex(16), kind="requeue", arguments=original.model_dump())
 
 
 def _letter(delivery: Delivery) -> Letter:

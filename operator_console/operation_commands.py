@@ -10,7 +10,7 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.streams import LineageReader, records_of
+from broker_config.streams import LineageReader
 from broker_config.topology import OPERATIONS
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
@@ -41,7 +41,7 @@ class OrderDesk:
         self._reader = LineageReader(broker, on_record=self._note)
         self._reader.catch_up()
 
-    def _note(self, record: ManifestRecord, _delivery: Delivery | None = None) -> None:
+    def _note(self, record: ManifestRecord, _delivery: Delivery) -> None:
         self._outcomes |= {outcome.operation_id: outcome for outcome in record.manifest.operations}
 
     @property
@@ -67,13 +67,9 @@ class OrderDesk:
         return self.give_all([order], timeout_seconds=timeout_seconds)[0]
 
     def give_all(self, orders: Sequence[Operation], *, timeout_seconds: float = ANSWER_SECONDS) -> list[OperationOutcome]:
-        """Publishes orders one after the other, and returns what manifests say of each; one that was settled before is not
-        published again. Raises NoAnswerError after the timeout."""
-        if any(order.operation_id in self._reader.lineage.operation_ids for order in orders):
-            self._recall()
+        """Publishes orders one after the other and returns what manifests say of each. Raises NoAnswerError after the timeout."""
         for order in orders:
-            if order.operation_id not in self._outcomes:
-                self._publish(order)
+            self._publish(order)
         deadline = time.monotonic() + timeout_seconds
         while any(order.operation_id not in self._outcomes for order in orders):
             self._wait(orders[0].kind, deadline - time.monotonic(), timeout_seconds)
@@ -87,11 +83,6 @@ class OrderDesk:
             "order": order.kind,
         }
         self._broker.publish(OPERATIONS, Message(messages.encode("operation", order), "operation", order.operation_id, headers))
-
-    def _recall(self) -> None:
-        """Reads the whole lineage again, for what became of orders long ago."""
-        for record in records_of(self._broker):
-            self._note(record)
 
     def _wait(self, kind: str, left_seconds: float, timeout_seconds: float) -> None:
         delivery = self._broker.receive(max(0.0, left_seconds))

@@ -114,11 +114,6 @@ class Letter(Frozen):
     headers: dict[str, int | str | bool]
     body: bytes
 
-    @property
-    def order_id(self) -> str:
-        """The id of that order. It follows from the letter, so that no letter is taken back twice."""
-        return hashlib.sha256(f"requeue {self.message_id} {self.headers.get('content')}".encode()).hexdigest()[:32]
-
 
 class Claim(Frozen):
     """An aggregator's claim to lead; it counts only if its epoch is above every earlier one in stream order.

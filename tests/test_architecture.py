@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ROOMS = [
-    "shared", "broker_config", "aggregator_worker", "client_worker", "operator_console", "simulator", "builtin_tasks", "benchmarks",
-    "campaigns",
-]  # fmt: skip
+WORKERS = ["shared", "broker_config", "aggregator_worker", "client_worker"]
+ROOMS = [*WORKERS, "simulator", "operator_console", "builtin_tasks", "benchmarks", "campaigns"]
 
 
 def contracts(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -264,16 +264,6 @@ def test_the_rounding_of_the_page_is_that_of_the_code(number: float) -> None:
     assert to_bfloat16(np.array([number], np.float32)).tolist() == [rounded(float(np.float32(number)))]
 
 
-def test_the_order_of_a_letter_has_the_id_that_the_page_states() -> None:
-    content = sha256(page_bytes("update"))
-    order_id = sha256(f"requeue bank-a/1/1#0 {content}".encode())[:32]
-    headers: dict[str, int | str | bool] = {"content": content, "author": "bank-a"}
-    letter = messages.Letter(author="bank-a", kind="update", message_id="bank-a/1/1#0", headers=headers, body=b"")
-
-    assert f"`{order_id}`" in PAGE.read_text()
-    assert letter.order_id == order_id
-
-
 def test_momentum_by_the_page_alone_makes_the_bits_of_the_code() -> None:
     plan = PLAN.model_copy(update={"aggregation": AggregationPlan(server_momentum=0.9)})
     state = ServerState.of(plan, {"w": np.array([0.3], np.float32)})

@@ -1,5 +1,6 @@
 """A desk over a broker, where a test plays the institutions, the operator and the clock."""
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,5 +148,5 @@ def letter_of(message: Message, **changes: Any) -> Letter:
 def requeue_order(message: Message, **changes: Any) -> Operation:
     """The order to take a letter back; `changes` are of the order's own fields."""
     letter = letter_of(message)
-    fields = {"run_id": RUN, "operation_id": letter.order_id, "kind": "requeue", "arguments": letter.model_dump()}
+    fields = {"run_id": RUN, "operation_id": secrets.token_hex(16), "kind": "requeue", "arguments": letter.model_dump()}
     return Operation(**{**fields, **changes})

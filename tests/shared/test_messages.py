@@ -8,7 +8,6 @@ from shared.messages import (
     Counters,
     Entry,
     Hello,
-    Letter,
     Location,
     Manifest,
     Operation,
@@ -120,20 +119,6 @@ def test_a_state_is_read_back_to_the_bit_and_is_no_model():
     assert {name: each.tobytes() for name, each in read.items()} == {name: each.tobytes() for name, each in tensors.items()}
     with pytest.raises(MalformedMessageError, match="'state' where 'model'"):
         messages.decode_model(body, max_bytes=1000)
-
-
-def a_letter(**changes):
-    headers = {"content": "c" * 64, "author": "bank-a"}
-    given = {"author": "bank-a", "kind": "update", "message_id": "bank-a/1/7#0", "headers": headers, "body": b"x"}
-    return Letter(**{**given, **changes})
-
-
-def test_the_id_of_a_letters_order_follows_from_its_name_and_content():
-    # printf 'requeue bank-a/1/7#0 cccc...c' (64 times c) | sha256sum | cut -c1-32
-    assert a_letter().order_id == "ee5fba6033b2ce18f16ac280c30f06a9"
-    assert a_letter(body=b"y", kind="x").order_id == a_letter().order_id
-    assert a_letter(message_id="bank-a/1/7#1").order_id != a_letter().order_id
-    assert a_letter(headers={"content": "d" * 64}).order_id != a_letter().order_id
 
 
 def test_a_claim_says_what_its_maker_had_read():
