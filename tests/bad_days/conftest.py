@@ -96,8 +96,13 @@ def watching(server: RabbitmqServer) -> Watch:
 
     def look() -> Watch | None:
         try:
-            return Watch(server.connect("operator"))
+            broker = server.connect("operator")
         except BrokerUnavailableError:
+            return None
+        try:
+            return Watch(broker)
+        except BrokerUnavailableError:
+            broker.close()  # a login has eight connections at most
             return None
 
     watch = eventually(look, 60)

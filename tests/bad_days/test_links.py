@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from broker_config import publisher
 from broker_config.provision import provision
 from broker_config.topology import DEAD_LETTERS, control_queue, update_queue
 from shared.broker import Message
-from shared.errors import PublishRefusedError, TopologyError
+from shared.errors import BrokerUnavailableError, PublishRefusedError, TopologyError
 from tests.bad_days.conftest import Linked, events
 from tests.builders import NAMES, a_plan, array, small_limits
 from tests.conftest import LIMITS, eventually
@@ -137,12 +138,12 @@ def test_a_deleted_update_queue_stops_its_institution_and_nobody_else(rabbitmq_s
     hand = Hand(rabbitmq_server, "bank-b")
     assert watch.until(lambda: watch.outcomes("bank-a"))
     rabbitmq_server.remove_queue(update_queue("bank-a"))
+    for sequence in (1, 2, 3):
+        hand.send(watch.head, sequence, sequence, 1, 1)
+        assert watch.until(lambda sequence=sequence: watch.entry("bank-b").watermark == sequence)
     worker.thread.join(30)
     assert isinstance(worker.failure, TopologyError)
     assert "no queue is bound to that exchange; `fedqueue broker apply` creates it" in str(worker.failure)
-    for sequence in (1, 2, 3):
-        hand.send(watch.head, sequence, 1, 1, 1)
-        assert watch.until(lambda sequence=sequence: watch.entry("bank-b").watermark == sequence)
     assert leader.failure is None
     (line,) = events(said, "an institution is not listened to")
     assert line["institution"] == "bank-a"
@@ -160,6 +161,17 @@ def test_a_client_whose_hints_queue_was_deleted_stops_and_names_it(rabbitmq_serv
     assert isinstance(worker.failure, TopologyError)
     assert "fl.ctl.bank-a" in str(worker.failure)
     assert "was deleted" in str(worker.failure)
+
+
+def test_a_confirm_that_never_comes_is_given_up(rabbitmq_server, link, monkeypatch):
+    monkeypatch.setattr(publisher, "CONFIRM_SECONDS", 0.5)
+    bank = Linked(rabbitmq_server, link, heartbeat_seconds=600).connect("bank-a")
+    bank.publish(update_queue("bank-a"), Message(b"", "update", "u1"))
+    link.stall()
+    with pytest.raises(BrokerUnavailableError, match="nothing was confirmed"):
+        bank.publish(update_queue("bank-a"), Message(b"", "update", "u2"))
+    link.cut()
+    bank.close()
 
 
 def test_updates_that_nobody_asked_for_stay_in_the_broker_and_the_connection_lives(rabbitmq_server, link, said):

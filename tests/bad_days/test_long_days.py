@@ -1,5 +1,6 @@
 """Bad days that take minutes: nodes of a cluster that go, and a broker that loses patience with a consumer."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ from broker_config.provision import administration
 from tests.bad_days.conftest import events, logins_on, server_on, watching
 from tests.builders import a_plan
 from tests.conftest import RabbitmqServer, eventually
-from tests.running import Leader, Watch, Worker, begin, require_each_once, require_replay, trained
+from tests.running import Leader, Watch, Worker, begin, local_data, require_each_once, require_replay, trained
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -91,7 +92,9 @@ def test_a_consumer_that_held_a_delivery_for_too_long_starts_again(installation,
     watch = Watch(server.connect("operator"))
     # The token of a leader that thinks it has half an hour is held for too long.
     leader = stack.enter_context(Leader(server, tmp_path / "aggregator"))
-    stack.enter_context(Worker(server, "bank-a", tmp_path))
+    # Slowly: the toy training has arrived after some hundred updates, and a client rests on an unchanged model.
+    data = local_data("bank-a", at_least=lambda: time.sleep(0.5))
+    stack.enter_context(Worker(server, "bank-a", tmp_path, data=data))
     assert watch.until(lambda: [line for line in said if "delivery acknowledgement" in str(line.get("reason"))], 150)
     before = watch.entry("bank-a").watermark
     assert watch.until(lambda: watch.entry("bank-a").watermark >= before + 3)
