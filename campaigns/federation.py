@@ -146,7 +146,7 @@ def founded(folder: Path, plan: Plan, size: Size) -> Iterator[Federation]:
     """Version 0 on a private cluster below `folder`; every process has ended afterwards, the files are still there."""
     names = [*ALIVE, DEAD]
     with ExitStack() as stack:
-        cluster = start_cluster(folder / "broker", nodes=size.nodes)
+        cluster = _started_cluster(folder, size.nodes)
         stack.callback(_end_cluster, cluster)
         node = cluster.nodes[0]
         bare = login_file.create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
@@ -165,9 +165,17 @@ def founded(folder: Path, plan: Plan, size: Size) -> Iterator[Federation]:
         yield federation
 
 
+def _started_cluster(folder: Path, nodes: int) -> PrivateCluster:
+    """A port that was free may be taken by the time a node wants it, so there is more than one try, each with other ports."""
+    for attempt in range(1, _TRIES):
+        with suppress(BrokerUnavailableError):
+            return start_cluster(folder / f"broker-{attempt}", nodes=nodes)
+    return start_cluster(folder / f"broker-{_TRIES}", nodes=nodes)
+
+
 def _provide(logins: Logins, room: Room, node: PrivateNode) -> None:
     """Creates the topology; a cluster that has just formed on a busy machine may need more than one try."""
-    for _ in range(_TRIES):
+    for _ in range(1, _TRIES):
         with suppress(BrokerUnavailableError):
             return provision(logins, [*ALIVE, DEAD], room, free_bytes=node.free_bytes)
     return provision(logins, [*ALIVE, DEAD], room, free_bytes=node.free_bytes)
