@@ -19,8 +19,9 @@ from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.logins import Logins
 from broker_config.node import start_node
 from broker_config.provision import administration, provision
+from broker_config.streams import LineageReader
 from broker_config.topology import Limits as Room
-from operator_console.worker_processes import WorkerProcess, entry_point
+from operator_console.worker_processes import WorkerProcess, entry_point, watched_over
 from shared.codec import Dtype
 from shared.errors import FederationError
 from shared.messages import Entry, pseudonym
@@ -107,6 +108,21 @@ class Federation:
                 raise FederationError(f"the aggregator does not lead after {PATIENCE_SECONDS:g} s: see {aggregator.log_file}")
             time.sleep(0.05)
 
+    def wait_until_folded(self, updates: int) -> None:
+        """Returns once every institution has had so many updates folded."""
+        broker = connect(self.logins.settings(OPERATOR), name="benchmark/wait")
+        reader = LineageReader(broker)
+        reader.catch_up()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while min(each.counters.aggregated for each in (reader.lineage.table or {}).values()) < updates:
+            if time.monotonic() > deadline:
+                raise FederationError(f"an institution had no {updates} updates folded in {PATIENCE_SECONDS:g} s")
+            delivery = broker.receive(0.5)
+            if delivery is not None:
+                broker.ack(delivery)
+                reader.take(delivery)
+        broker.close()
+
 
 @contextmanager
 def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: int = 3) -> Iterator[Federation]:
@@ -117,6 +133,7 @@ def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: 
     names = [f"bank-{i + 1}" for i in range(institutions)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedqueue-benchmark-", ignore_cleanup_errors=True)))
+        stack.enter_context(watched_over(folder))
         cluster = start_node(folder / "broker", remove_with_parent=True)
         stack.callback(cluster.stop)
         node = cluster.nodes[0]

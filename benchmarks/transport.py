@@ -1,18 +1,17 @@
 """`python -m benchmarks.transport`: updates per second through the broker, from institutions whose training costs nothing."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.commits import commits, updates_per_second
-from benchmarks.federation import PATIENCE_SECONDS, Federation, founded, plan_for, started
+from benchmarks.federation import Federation, founded, plan_for, started
+from benchmarks.figures import say
 from benchmarks.readings import forget_peak, peak_resident_bytes, processor_seconds, resident_bytes
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.streams import LineageReader
 from shared.codec import Dtype
 from shared.errors import FederationError, SettingsError
 
@@ -60,7 +59,7 @@ def measure(options: argparse.Namespace) -> Figures:
             start_bytes = resident_bytes(aggregator.pid)
             forget_peak(aggregator.pid)
             with started(*clients):
-                wait_until_warm(federation)
+                federation.wait_until_folded(WARM_UP_UPDATES)
                 pids = {
                     "aggregator": [aggregator.pid],
                     "clients": [each.pid for each in clients],
@@ -88,22 +87,6 @@ def measure(options: argparse.Namespace) -> Figures:
         broker=federation.broker_version,
         cores=os.cpu_count() or 1,
     )
-
-
-def wait_until_warm(federation: Federation) -> None:
-    """Returns once every institution has had some updates folded."""
-    broker = connect(federation.logins.settings(OPERATOR), name="benchmark/warm-up")
-    reader = LineageReader(broker)
-    reader.catch_up()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while min(each.counters.aggregated for each in (reader.lineage.table or {}).values()) < WARM_UP_UPDATES:
-        if time.monotonic() > deadline:
-            raise FederationError(f"an institution had no {WARM_UP_UPDATES} updates folded in {PATIENCE_SECONDS:g} s")
-        delivery = broker.receive(0.5)
-        if delivery is not None:
-            broker.ack(delivery)
-            reader.take(delivery)
-    broker.close()
 
 
 def watch(pids: Mapping[str, Sequence[int]], seconds: float) -> Window:
@@ -145,14 +128,6 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def table(figures: Figures) -> str:
-    """For people."""
-    return "\n".join(
-        f"{name.replace('_', ' '):36}{value:>16,}" if isinstance(value, int | float) else f"{name:36}{value:>16}"
-        for name, value in asdict(figures).items()
-    )
-
-
 def main() -> None:
     """`python -m benchmarks.transport`."""
     try:
@@ -160,7 +135,7 @@ def main() -> None:
         figures = measure(chosen)
     except FederationError as error:
         raise SystemExit(str(error)) from error
-    print(json.dumps(asdict(figures)) if chosen.json else table(figures))
+    say(asdict(figures), as_json=chosen.json)
 
 
 if __name__ == "__main__":
