@@ -134,6 +134,7 @@ def test_a_disk_that_was_full_costs_neither_a_number_nor_noise(disk, size):
         with pytest.raises(StorageError, match="nothing was sent"):
             ledger.seal(reservation, lambda sequence: content(sequence, size))
     assert (ledger.head, ledger.kept, ledger.totals.reservations) == ((0, ""), {}, 1)
+    assert files(disk) == []
     filler.unlink()
     sealed, _ = ledger.seal(reservation, lambda sequence: content(sequence, size))
     assert (sealed.sequence, ledger.totals.reservations) == (1, 1)
@@ -141,6 +142,17 @@ def test_a_disk_that_was_full_costs_neither_a_number_nor_noise(disk, size):
     again = opened(disk)
     assert again.content(again.kept[1]).joined() == content(1, size).joined()
     again.close()
+
+
+def test_a_file_whose_row_finds_no_room_is_given_back(disk):
+    ledger = opened(disk)
+    reservation = ledger.reserve(CHARGE, epsilon_spent=0.5)
+    with pytest.raises(StorageError, match="nothing was sent"):
+        ledger.seal(reservation, content, after_file=lambda: fill(disk / "filler"))
+    assert files(disk) == []
+    (disk / "filler").unlink()
+    assert ledger.seal(reservation, content)[0].sequence == 1
+    ledger.close()
 
 
 def test_a_worker_that_starts_on_a_full_disk_may_start_again_later(disk):
