@@ -64,6 +64,7 @@ class Desk:
     _early: dict[str, dict[int, _Early]] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
     _pending_since: float | None = None
+    _greeted: bool = False
     _version_since: float = -math.inf
 
     def take(self, delivery: Delivery, institution: str) -> None:
@@ -117,11 +118,13 @@ class Desk:
             return waited >= QUIET_SECONDS
         if now - self._version_since < plan.limits.version_spacing_seconds:
             return False
-        return self.federation.buffer_full or waited >= plan.aggregation.max_wait_seconds
+        # who says hello trains only once it is answered: not even an exact buffer makes it wait
+        longest = QUIET_SECONDS if self._greeted else plan.aggregation.max_wait_seconds
+        return self.federation.buffer_full or waited >= longest
 
     def committed(self, *, new_version: bool) -> None:
         """The commit is done: nothing is pending any more."""
-        self._pending_since = None
+        self._pending_since, self._greeted = None, False
         if new_version:
             self._version_since = self.clock()
         self.settled.clear()
@@ -288,6 +291,7 @@ class Desk:
             self.federation.count_duplicate(self.pseudonym_of(institution))
         else:
             self.federation.greet(self.pseudonym_of(institution), hello)
+            self._greeted = True
         self.keep(*upload.deliveries)
         log.info("delivery", kind="hello", institution=institution, head_sequence=hello.head_sequence)
 

@@ -118,5 +118,6 @@ def _extend(lineage: Lineage, record: ManifestRecord) -> Lineage:
 
 
 def _with_base(bases: Mapping[int, str], manifest: Manifest) -> Mapping[int, str]:
-    oldest = manifest.version - KEPT_BASES
-    return {version: model for version, model in bases.items() if version > oldest} | {manifest.version: manifest.model.hash}
+    known = {**bases, manifest.version: manifest.model.hash}
+    known.pop(manifest.version - KEPT_BASES, None)  # versions have no gap
+    return known

@@ -288,6 +288,18 @@ def test_what_makes_no_version_waits_for_company_a_moment_only(counter):
     assert counter.desk.due()
 
 
+def test_a_hello_waits_for_no_buffer_to_be_full(counter):
+    counter.send(update(counter), 1, 1)
+    counter.now += 1.0
+    assert not counter.desk.due()
+    counter.send(a_hello("bank-b"))
+    assert counter.desk.due()
+    counter.commit()
+    counter.send(update(counter, 2), 1, 1)
+    counter.now += 1.0
+    assert not counter.desk.due()
+
+
 def test_after_a_commit_nothing_is_due(counter):
     counter.send(update(counter), 1, 1)
     counter.send(update(counter, institution="bank-b"), 1, 1)
