@@ -35,7 +35,7 @@ class KillAfter:
 
         def after_step(step: str) -> None:
             done[0] += step == self.step
-            if done[0] == self.times:
+            if step == self.step and done[0] == self.times:
                 os.kill(os.getpid(), self.number)
 
         return after_step

@@ -161,6 +161,7 @@ def test_a_zombie_that_was_stopped_between_two_steps_of_its_commit_changes_nothi
     settings = federation.settings.model_copy(update={"heartbeat_seconds": 2})
     stop = KillAfter(step, 3 if step == "manifest" else 2, signal.SIGSTOP)
     zombie = started(lead, settings, tmp_path / "zombie", stop)
+    stack.callback(zombie.kill)
     assert federation.led_under(2)
     standby = stack.enter_context(federation.aggregator("standby"))
     assert standby.says("standing by")
@@ -176,8 +177,6 @@ def test_a_zombie_that_was_stopped_between_two_steps_of_its_commit_changes_nothi
     federation.send(*NAMES)
     assert federation.led_under(4)
     federation.require_one_history()
-    zombie.kill()
-    zombie.join(20)
 
 
 def test_a_leader_whose_disk_is_full_stops_consuming_and_goes_on_once_there_is_room(rabbitmq_server, tmp_path, stack):
