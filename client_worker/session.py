@@ -87,7 +87,7 @@ class Session:
             if waiting[0].sequence != self._sent or time.monotonic() >= self._send_after:
                 self._sent = waiting[0].sequence
                 taken = self._sender.update(waiting[0], self._chunk_bytes)
-                self._send_after = time.monotonic() + (RESEND_SECONDS if taken else REFUSED_PAUSE_SECONDS)
+                self._send_after = time.monotonic() + (self._patience_seconds if taken else REFUSED_PAUSE_SECONDS)
         elif self._work.training is None:
             self._train()
 
@@ -168,6 +168,12 @@ class Session:
     def _chunk_bytes(self) -> int:
         plan = self._reader.lineage.plan
         return plan.limits.chunk_bytes if plan is not None else Limits().chunk_bytes
+
+    @property
+    def _patience_seconds(self) -> float:
+        """How long an update may be unsettled before it is sent again."""
+        plan = self._reader.lineage.plan
+        return RESEND_SECONDS + (plan.limits.version_spacing_seconds if plan is not None else 0.0)
 
     def _train(self) -> None:
         """Asks for a model, and trains on it once it is here, if everything still allows it."""
