@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +108,10 @@ def load(folder: Path) -> Checkpoint | None:
         ) from error
 
 
-def decide(lineage: Lineage, checkpoint: Checkpoint | None) -> Restoration:
+def decide(lineage: Lineage, checkpoint: Checkpoint | None, once_told: Callable[[Collection[str]], bool]) -> Restoration:
     """What a checkpoint is worth against the lineage: the head itself, what comes after the head, or nothing.
 
+    `once_told` searches the whole stream for manifests by their hashes: a standby may have been away for thousands.
     Raises CheckpointError when it belongs to another run, or to a chain of which the lineage kept nothing.
     """
     if lineage.head is None:
@@ -126,7 +127,7 @@ def decide(lineage: Lineage, checkpoint: Checkpoint | None) -> Restoration:
     known = [checkpoint.records[0].manifest.previous, *(record.hash for record in checkpoint.records)]
     if lineage.head.hash in known:
         return Restoration("checkpoint", checkpoint.records[known.index(lineage.head.hash) :])
-    if not set(known).isdisjoint(lineage.hashes):
+    if not set(known).isdisjoint(lineage.hashes) or (head.version >= newest.version and once_told(known)):
         return Restoration("broker")  # the chain went on without this host
     raise CheckpointError(
         f"the checkpoint of version {newest.version} and the lineage (version {head.version}) have no manifest in common: the "

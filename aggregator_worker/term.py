@@ -15,7 +15,7 @@ from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
 from aggregator_worker.orders import Orders
 from aggregator_worker.server_state import ServerState
-from broker_config.streams import fetch_model, fetch_state
+from broker_config.streams import fetch_model, fetch_state, once_told
 from broker_config.topology import OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Broker, Delivery
@@ -116,7 +116,7 @@ class Term:
         if plan is None:
             raise FederationError("the lineage was used before its plan was read")
         saved = checkpoint.load(self._settings.state_folder)
-        use = checkpoint.decide(lineage, saved)
+        use = checkpoint.decide(lineage, saved, lambda hashes: once_told(self._broker, hashes))
         log.info("restoring", state=use.state, missing=len(use.missing), version=head.manifest.version)
         if saved is None or use.state == "broker":
             state = ServerState.restored(plan, fetch_model(self._broker, head), fetch_state(self._broker, head))

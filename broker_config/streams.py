@@ -1,7 +1,7 @@
 """Reading and writing the two shared streams: the lineage and the model blobs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
 import structlog
@@ -168,6 +168,19 @@ def records_of(broker: Broker) -> Iterator[ManifestRecord]:
         told.clear()
         if delivery.offset is not None and delivery.offset >= end:
             return
+
+
+def once_told(broker: Broker, contents: Collection[str]) -> bool:
+    """Whether the lineage holds a manifest of one of these content hashes, or may have held one before its beginning was cut."""
+    end = last_offset(broker, LINEAGE)
+    first = True
+    for delivery in broker.read(LINEAGE, "first", count=None, idle_seconds=IDLE_SECONDS):
+        if (first and (delivery.offset or 0) > 0) or delivery.message.headers.get("content") in contents:
+            return True
+        if (delivery.offset or 0) >= end:
+            return False
+        first = False
+    return False
 
 
 class LineageReader:

@@ -6,8 +6,10 @@ import safetensors.numpy
 
 from aggregator_worker import checkpoint
 from aggregator_worker.checkpoint import Restoration, decide, load, save
+from broker_config.streams import once_told, publish_claim, publish_record
 from shared import messages
 from shared.errors import CheckpointError, StorageError
+from shared.lineage import KEPT_HASHES
 from tests.builders import a_claim, a_record, array, folded
 
 MODEL = {"w": array(1, -2), "b": array(0.1)}
@@ -103,12 +105,12 @@ def test_a_missing_folder_is_a_storage_error(tmp_path):
 
 
 def judged(tmp_path, chain, *records):
-    use = decide(folded(a_claim(1), *chain), saved(tmp_path, *records))
+    use = decide(folded(a_claim(1), *chain), saved(tmp_path, *records), lambda hashes: False)
     return use.state, list(use.missing)
 
 
 def test_without_a_checkpoint_the_state_comes_from_the_broker():
-    assert decide(folded(a_claim(1), ZERO), None) == Restoration("broker")
+    assert decide(folded(a_claim(1), ZERO), None, lambda hashes: False) == Restoration("broker")
 
 
 ONE_X = a_record(1, after=ZERO, mark="x")
@@ -147,3 +149,18 @@ def test_a_checkpoint_of_a_chain_that_the_stream_lost_is_an_error(tmp_path):
     ahead = a_record(9, after=a_record(8))
     with pytest.raises(CheckpointError, match="no manifest in common"):
         judged(tmp_path, [ZERO, ONE], ahead)
+
+
+def test_a_checkpoint_that_a_long_chain_left_behind_is_not_needed(broker_server, tmp_path):
+    aggregator = broker_server.connect("aggregator")
+    chain = [ZERO]
+    publish_claim(aggregator, a_claim(1))
+    publish_record(aggregator, ZERO)
+    for version in range(1, KEPT_HASHES + 2):
+        chain.append(a_record(version, after=chain[-1]))
+        publish_record(aggregator, chain[-1])
+    lineage = folded(a_claim(1), *chain)
+    for kept, found in ((ZERO, True), (a_record(1, after=ZERO, mark="x"), True), (a_record(1, after=ONE_X), False)):
+        assert once_told(aggregator, {kept.hash, kept.manifest.previous}) == found
+    use = decide(lineage, saved(tmp_path, chain[1]), lambda hashes: once_told(aggregator, hashes))
+    assert use == Restoration("broker")
