@@ -105,7 +105,7 @@ def watching(server: RabbitmqServer) -> Watch:
             broker.close()  # a login has eight connections at most
             return None
 
-    watch = eventually(look, 200)
+    watch = eventually(look, 60)
     assert watch is not None
     return watch
 
