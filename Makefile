@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long faults soak clean
+.PHONY: help setup demo test test-long faults fuzz soak clean
 
 # Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
 ARGS ?=
 SEED ?= 1
 FAULTS ?= 200
 MINUTES ?= 30
+RUNS ?= 1000000
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 18
@@ -33,6 +34,10 @@ faults: setup ## torment a federation on three broker nodes, then check what it 
 
 soak: setup ## let a federation run for long and see that nothing grows (MINUTES=30)
 	@.venv/bin/python -m campaigns.soak --minutes $(MINUTES)
+
+fuzz: setup ## a coverage-guided fuzzer on what others write (RUNS=1000000 SEED=1)
+	@setup/atheris
+	@.venv/bin/python -m campaigns.fuzz --runs $(RUNS) --seed $(SEED)
 
 clean: ## end every process and remove every file that these commands made, .venv and runs too
 	@setup/clean
