@@ -1,5 +1,6 @@
 """Who leads when several want to: one token, one claim of each epoch."""
 
+import threading
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -106,7 +107,12 @@ def test_updates_wait_in_their_queue_while_a_manifest_is_read_back(broker_server
     lead, hand = leading(broker_server), Hand(broker_server, "bank-a")
     lead._broker.consume(update_queue("bank-a"), prefetch=8)
     hand.send(lead.reader.current()[0], 1, 1, 1, 1)
-    lead.read_back(published(lead, lead._broker, 2))
+    head = lead.reader.current()[0]
+    record = manifest_record(2, head.manifest.model_copy(update={"previous": head.hash}), head.model_at)
+    late = threading.Timer(0.3, publish_record, (broker_server.connect("aggregator"), record))
+    late.start()
+    lead.read_back(record)
+    late.join()
     assert not lead._waiting
     delivery = lead.receive(5.0)
     assert delivery is not None
@@ -125,6 +131,15 @@ def test_the_last_records_of_the_chain_are_remembered_however_far_back_it_was_re
         record = a_record(version + 1, after=record, whole=False, plan=None, table={})
     lead = leading(broker_server)
     assert [each.hash for each in lead.recent] == [each.hash for each in chain[-16:]]
+
+
+def test_records_that_a_reader_tells_again_are_remembered_once(broker_server):
+    lead, chain = leadership(broker_server.connect("aggregator")), [a_record(7)]
+    while len(chain) < 5:
+        chain.append(a_record(7 + len(chain), after=chain[-1]))
+    for record in [*chain, *chain]:  # where retention has cut a lineage, looking further back gives the same
+        lead.reader._on_record(record, None)
+    assert list(lead.recent) == chain
 
 
 def test_the_token_comes_back_to_its_holder_though_a_standby_waits_for_it(broker_server):
