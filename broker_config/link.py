@@ -5,6 +5,9 @@ on their way, an acknowledgement reads nothing, and deliveries stay in the broke
 """
 
 import struct
+import fcntl
+import struct
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,8 +63,9 @@ class Link:
 
     @property
     def unsent_bytes(self) -> int:
-        """What waits to be taken by the socket."""
-        return int(self._impl._get_write_buffer_size())
+        """What waits here, or in the kernel, to be taken by the other side: on a slow link megabytes."""
+        in_kernel = struct.unpack("i", fcntl.ioctl(self._impl._transport._sock, termios.TIOCOUTQ, bytes(4)))[0]
+        return int(self._impl._get_write_buffer_size() + in_kernel)
 
     def turn(self, timeout_seconds: float = 0.0) -> None:
         """Reads a few frames, writes what waits, keeps heartbeats; waits at most a tick. Raises once the connection is lost."""

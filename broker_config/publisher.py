@@ -13,7 +13,7 @@ from shared.broker import Message
 
 WINDOW = 4
 """Messages that may be unconfirmed. A chunk has up to 8 MiB and stands in memory until it is written."""
-CONFIRM_SECONDS = 60.0
+CONFIRM_SECONDS = 20.0
 """A queue or stream that elects a leader confirms late; one that confirms nothing for so long has forgotten the message."""
 _APPLICATION = "fedqueue"
 _CONTENT_TYPE = "application/msgpack"

@@ -14,6 +14,7 @@ from operator_console.doctor import doctor
 from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
 from operator_console.lineage_commands import lineage_app
+from operator_console.model_command import model
 from operator_console.operation_commands import pause, resume, stop
 from operator_console.replay_command import replay
 from operator_console.status import status
@@ -67,6 +68,7 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
 
 
 app.command()(status)
+app.command()(model)
 
 
 @app.command()

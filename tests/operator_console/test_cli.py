@@ -20,7 +20,7 @@ def test_help_names_every_command_and_needs_nothing_heavy(tmp_path):
     assert imported.stdout.strip() == "[]"
     text = fedqueue("--help", folder=tmp_path).stdout
     commands = ["init", "demo", "status", "report", "stop", "pause", "resume", "doctor", "broker", "institution"]
-    commands += ["dead-letters", "lineage", "replay"]
+    commands += ["dead-letters", "lineage", "replay", "model"]
     assert [name for name in commands if f"  {name} " not in text] == []
 
 
