@@ -1,6 +1,5 @@
 """What fedqueue asks of a broker, on both of them."""
 
-import itertools
 import threading
 import time
 
@@ -16,29 +15,9 @@ from broker_config.topology import (
     control_queue,
     update_queue,
 )
-from shared.broker import Broker, Delivery, Message
+from shared.broker import Message
 from shared.errors import BrokerUnavailableError, MalformedMessageError, PublishRefusedError, QueueGoneError, TopologyError
-
-UPDATES_A = update_queue("bank-a")
-
-
-def an_update(number: int, body: bytes = b"delta") -> Message:
-    return Message(body, "update", f"u{number}", {"number": number, "institution": "bank-a", "last": number == 3})
-
-
-def received(broker: Broker) -> Delivery:
-    delivery = broker.receive(10)
-    assert delivery is not None
-    return delivery
-
-
-def ids(broker: Broker, stream: str, **arguments: object) -> list[str]:
-    return [delivery.message.message_id for delivery in broker.read(stream, **{"idle_seconds": 0.3, **arguments})]
-
-
-def published_to_model(broker: Broker, count: int) -> None:
-    for number in range(count):
-        broker.publish(MODEL, Message(b"chunk %d" % number, "model", f"c{number}", {"index": number}))
+from tests.broker_config.contract import UPDATES_A, an_update, fill, is_taken, published_to_model, received
 
 
 def test_a_message_arrives_as_it_was_sent_and_names_its_author(broker_server):
@@ -230,80 +209,6 @@ def test_a_full_queue_refuses_the_message_and_takes_it_once_there_is_room(broker
     assert soon(lambda: is_taken(bank, UPDATES_A))
 
 
-def fill(bank: Broker, queue: str) -> int:
-    for accepted in itertools.count():
-        if not is_taken(bank, queue):
-            return accepted
-    raise AssertionError
-
-
-def is_taken(bank: Broker, queue: str) -> bool:
-    try:
-        bank.publish(queue, an_update(1, bytes(1 << 20)))
-    except PublishRefusedError:
-        return False
-    return True
-
-
-def test_many_messages_are_published_in_order_and_all_there_when_it_returns(broker_server):
-    bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
-    bank.publish_all(UPDATES_A, (an_update(number) for number in range(1, 31)))
-    assert broker_server.depth(UPDATES_A) == 30
-    aggregator.consume(UPDATES_A, prefetch=30)
-    assert [received(aggregator).message.message_id for _ in range(30)] == [f"u{number}" for number in range(1, 31)]
-
-
-def test_publishing_nothing_is_no_error(broker_server):
-    broker_server.connect("bank-a").publish_all(UPDATES_A, [])
-    assert broker_server.depth(UPDATES_A) == 0
-
-
-def test_messages_are_drawn_only_as_there_is_room_for_them(broker_server):
-    bank, drawn = broker_server.connect("bank-a"), []
-
-    def drawing():
-        for number in range(1, 101):
-            drawn.append(number)
-            yield an_update(number, bytes(1 << 20))
-
-    with pytest.raises(PublishRefusedError):
-        bank.publish_all(UPDATES_A, drawing())
-    # The limit is 3 MiB; a window of four may be under way beyond what the queue took.
-    assert 4 <= len(drawn) <= 12
-
-
-def test_a_full_queue_refuses_one_of_many_and_the_same_connection_goes_on(broker_server, soon):
-    bank, aggregator = broker_server.connect("bank-a"), broker_server.connect("aggregator")
-    with pytest.raises(PublishRefusedError):
-        bank.publish_all(UPDATES_A, [an_update(number, bytes(1 << 20)) for number in range(1, 13)])
-    aggregator.consume(UPDATES_A, prefetch=12)
-    while (delivery := aggregator.receive(0.5)) is not None:
-        aggregator.ack(delivery)
-    assert soon(lambda: is_taken(bank, UPDATES_A))
-
-
-def test_many_messages_that_no_queue_would_get_are_an_error(broker_server):
-    bank = broker_server.connect("bank-a")
-    broker_server.remove_queue(UPDATES_A)
-    with pytest.raises(TopologyError, match=r"fl\.upd\.bank-a"):
-        bank.publish_all(UPDATES_A, [an_update(number) for number in range(1, 10)])
-    with pytest.raises(TopologyError, match="as bank-a"):
-        bank.publish_all(update_queue("bank-b"), [an_update(number) for number in range(1, 10)])
-
-
-def test_publishing_many_over_a_lost_connection_says_so(broker_server):
-    bank = broker_server.connect("bank-a")
-
-    def drawing():
-        yield an_update(1)
-        broker_server.drop("bank-a")
-        for number in range(2, 100):
-            yield an_update(number)
-
-    with pytest.raises(BrokerUnavailableError):
-        bank.publish_all(UPDATES_A, drawing())
-
-
 def test_a_flood_fills_only_its_own_queue(broker_server):
     fill(broker_server.connect("bank-a"), UPDATES_A)
     broker_server.connect("bank-b").publish(update_queue("bank-b"), an_update(1))
@@ -350,67 +255,6 @@ def test_the_holder_gets_the_token_back_when_it_requeues_it(broker_server):
     assert standby.receive(0.1) is None
 
 
-def test_a_stream_is_read_from_any_start(broker_server):
-    published_to_model(broker_server.connect("aggregator"), 5)
-    bank = broker_server.connect("bank-b")
-    assert ids(bank, MODEL, start="first", count=None) == ["c0", "c1", "c2", "c3", "c4"]
-    assert ids(bank, MODEL, start=2, count=None) == ["c2", "c3", "c4"]
-    assert ids(bank, MODEL, start="last", count=None) == ["c4"]
-    assert ids(bank, MODEL, start="next", count=None) == []
-    assert ids(bank, MODEL, start=1000, count=None) == []
-
-
-def test_a_reader_gets_the_offsets_and_no_more_than_it_asked_for(broker_server):
-    published_to_model(broker_server.connect("aggregator"), 40)
-    bank = broker_server.connect("bank-a")
-    some = list(bank.read(MODEL, 3, count=20, idle_seconds=5))
-    assert [each.message.message_id for each in some] == [f"c{number}" for number in range(3, 23)]
-    assert [each.offset for each in some] == sorted({each.offset for each in some})
-    assert ids(bank, MODEL, start=some[-1].offset, count=2) == ["c22", "c23"]
-
-
-def test_a_reader_may_stop_early_and_read_again_on_the_same_connection(broker_server):
-    published_to_model(broker_server.connect("aggregator"), 60)
-    bank = broker_server.connect("bank-a")
-    for _ in range(40):
-        reading = bank.read(MODEL, "first", count=None, idle_seconds=5)
-        assert next(reading).message.message_id == "c0"
-        reading.close()
-    assert len(ids(bank, MODEL, start="first", count=None)) == 60
-
-
-def test_reading_nothing_returns_at_once(broker_server):
-    assert ids(broker_server.connect("bank-a"), MODEL, start="first", count=0) == []
-
-
-def test_other_deliveries_wait_while_a_stream_is_read(broker_server):
-    aggregator, bank = broker_server.connect("aggregator"), broker_server.connect("bank-a")
-    aggregator.consume(UPDATES_A, prefetch=5)
-    published_to_model(aggregator, 3)
-    bank.publish(UPDATES_A, an_update(1))
-    assert ids(aggregator, MODEL, start="first", count=None) == ["c0", "c1", "c2"]
-    assert received(aggregator).message.message_id == "u1"
-
-
-def test_a_standing_reader_of_a_stream_gets_what_comes_later(broker_server):
-    aggregator, bank = broker_server.connect("aggregator"), broker_server.connect("bank-a")
-    published_to_model(aggregator, 2)
-    bank.consume(MODEL, prefetch=1, start="first")
-    for expected in ("c0", "c1"):
-        delivery = received(bank)
-        assert delivery.message.message_id == expected
-        bank.ack(delivery)
-    aggregator.publish(MODEL, Message(b"", "model", "later"))
-    assert received(bank).message.message_id == "later"
-
-
-def test_a_stream_keeps_what_was_acknowledged_for_the_next_reader(broker_server):
-    published_to_model(broker_server.connect("aggregator"), 2)
-    for user in ("bank-a", "bank-b"):
-        assert ids(broker_server.connect(user), MODEL, start="first", count=None) == ["c0", "c1"]
-
-
-# Tables rather than parameters: a virtual host for each case would take a minute.
 FOREIGN_WRITES = {
     "bank-a": [update_queue("bank-b"), LINEAGE, MODEL, LEAD, OPERATIONS, control_queue("bank-a"), "amq.direct", ""],
     "aggregator": [UPDATES_A, LEAD],
