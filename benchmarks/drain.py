@@ -12,6 +12,7 @@ from benchmarks.figures import say
 from benchmarks.institution import STEP
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
+from broker_config.service import ending_on_sigterm
 from broker_config.streams import newest
 from broker_config.topology import update_queue
 from shared import messages
@@ -127,7 +128,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     chosen = parser.parse_args()
     try:
-        figures = measure(chosen)
+        with ending_on_sigterm():
+            figures = measure(chosen)
     except FederationError as error:
         raise SystemExit(str(error)) from error
     say(asdict(figures), as_json=chosen.json)

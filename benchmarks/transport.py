@@ -12,6 +12,7 @@ from benchmarks.figures import say
 from benchmarks.readings import forget_peak, peak_resident_bytes, processor_seconds, resident_bytes
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
+from broker_config.service import ending_on_sigterm
 from shared.codec import Dtype
 from shared.errors import FederationError, SettingsError
 
@@ -132,7 +133,8 @@ def main() -> None:
     """`python -m benchmarks.transport`."""
     try:
         chosen = options()
-        figures = measure(chosen)
+        with ending_on_sigterm():
+            figures = measure(chosen)
     except FederationError as error:
         raise SystemExit(str(error)) from error
     say(asdict(figures), as_json=chosen.json)
