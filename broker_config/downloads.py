@@ -22,7 +22,7 @@ from shared.parameters import Parameters
 SMALL_BYTES = 256 * 1024
 """A model up to this size is one message, and its readers take every version's as it comes."""
 KEPT_SMALL = 8
-SMALL_PREFETCH = 16
+SMALL_PREFETCH = 32
 LARGE_PREFETCH = 8
 GRACE_SECONDS = 1.0
 """A small model is published before the manifest that names it; it may still arrive so much later."""

@@ -4,7 +4,6 @@ pika's BlockingConnection makes the connection. From then on its asynchronous co
 on their way, an acknowledgement reads nothing, and deliveries stay in the broker until they are asked for.
 """
 
-import struct
 import fcntl
 import struct
 import termios
@@ -75,12 +74,18 @@ class Link:
         if self._lost is not None:
             raise self._lost
 
-    def acknowledge(self, deliveries: list[tuple[Any, int]]) -> None:
-        """Settles deliveries, each a channel and its tag, with one write for all."""
+    def acknowledge(self, deliveries: list[tuple[Any, int]], *, and_earlier: bool = False) -> None:
+        """Settles deliveries, each a channel and its tag, in one write; `and_earlier`, all that came before them too."""
         for channel, _ in deliveries:
             if not channel.is_open:
                 raise channel._closing_reason
-        self._write([b"".join(_ACK.pack(1, channel.channel_number, 13, 0x003C0050, tag, 0, 0xCE) for channel, tag in deliveries)])
+        self._write(
+            [
+                b"".join(
+                    _ACK.pack(1, channel.channel_number, 13, 0x003C0050, tag, and_earlier, 0xCE) for channel, tag in deliveries
+                )
+            ]
+        )
 
     def _write(self, frames: list[bytes]) -> None:
         # Straight to the socket where it takes it. pika would go through its loop, which also reads, with a send for each frame.

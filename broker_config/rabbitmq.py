@@ -22,6 +22,7 @@ _OFFSET = "x-stream-offset"
 _DELIVERY_COUNT = "x-delivery-count"
 _READ_PREFETCH = 16
 _MOST_WAIT_SECONDS = 1.0
+_MANY = 32
 
 # Never reused within the process, so that a delivery of a lost connection can acknowledge nothing on the next one.
 _tags = itertools.count(1)
@@ -35,6 +36,10 @@ class _Subscription:
     channel: Any
     arrived: deque[Delivery]
     unsettled: "dict[int, tuple[_Subscription, int]]"  # by our tag: whose it is, and the channel's tag
+    together: int = 1  # acknowledgements that are sent as one
+    owed: int = 0
+    owed_tag: int = 0
+    owed_since: float = 0.0
     ended: bool = False
 
     def keep(self, _channel: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
@@ -139,11 +144,27 @@ class RabbitmqBroker:
         settled: dict[Link, list[tuple[Any, int]]] = {}
         for delivery in deliveries:
             subscription, tag = self._settled(delivery)
-            if not subscription.ended:
+            if subscription.together > 1:
+                self._owe(subscription, tag)
+            elif not subscription.ended:
                 settled.setdefault(subscription.link, []).append((subscription.channel, tag))
         for link, acknowledged in settled.items():
             with self._seam(f"acknowledge deliveries of {deliveries[0].queue}"):
                 link.acknowledge(acknowledged)
+
+    def _owe(self, subscription: _Subscription, tag: int) -> None:
+        """Acknowledges what was read of a stream, where that only asks for more, some of it at a time."""
+        subscription.owed_since = subscription.owed_since if subscription.owed else time.monotonic()
+        subscription.owed += 1
+        subscription.owed_tag = tag
+        if subscription.owed >= subscription.together:
+            self._pay(subscription)
+
+    def _pay(self, subscription: _Subscription) -> None:
+        if subscription.owed and not subscription.ended:
+            subscription.owed = 0
+            with self._seam(f"acknowledge what was read of {subscription.queue}"):
+                subscription.link.acknowledge([(subscription.channel, subscription.owed_tag)], and_earlier=True)
 
     def reject(self, delivery: Delivery) -> None:
         """See `shared.broker.Broker.reject`."""
@@ -174,7 +195,9 @@ class RabbitmqBroker:
         with self._seam(f"consume {queue} as {self._user}"):
             link = self._link_of(arrived)
             channel = link.channel()
-            subscription = _Subscription(queue, start, link, channel, arrived, self._unsettled)
+            # A standing reader of small things; one with little room paces the broker by its acknowledgements.
+            together = 1 if start is None or prefetch < _MANY else prefetch // 4
+            subscription = _Subscription(queue, start, link, channel, arrived, self._unsettled, together)
             _never_reject_by_itself(channel)
             answers: list[Any] = []
             channel.basic_qos(prefetch_count=prefetch, callback=answers.append)
@@ -203,6 +226,9 @@ class RabbitmqBroker:
                 self._link.turn()
                 self._updates.turn()
                 self._updates_turned = time.monotonic()
+        for subscription in self._subscriptions.values():
+            if subscription.owed and time.monotonic() - subscription.owed_since > _MOST_WAIT_SECONDS:
+                self._pay(subscription)
         while news := [each for each in self._ended if updates or each[0].link is self._link]:
             self._ended.remove(news[0])
             self._demand_alive(*news[0])
