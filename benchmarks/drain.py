@@ -10,8 +10,8 @@ from benchmarks.commits import commits
 from benchmarks.federation import EXAMPLES, Federation, founded, plan_for, started, vector
 from benchmarks.figures import say
 from benchmarks.institution import STEP
-from broker_config.connection import connect
-from broker_config.definitions import OPERATOR
+from broker_config.connection import address, connect
+from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.service import ending_on_sigterm
 from broker_config.streams import newest
 from broker_config.topology import update_queue
@@ -105,7 +105,14 @@ def seconds_to_fold(federation: Federation, each: int) -> float:
 def seconds_to_receive(federation: Federation, messages_waiting: int) -> float:
     """The same queues, the same messages, a fresh process."""
     limits, result = federation.plan.limits, federation.folder / "received.json"
+    login = federation.logins.settings(AGGREGATOR)
+    host, port, vhost = address(login.url)
     facts = {
+        "host": host,
+        "port": port,
+        "vhost": vhost,
+        "user": login.user,
+        "password": login.secret(),
         "queues": [update_queue(each) for each in federation.institutions],
         "messages": messages_waiting,
         "prefetch": -(-limits.update_bytes // limits.chunk_bytes) + PREFETCH_BEYOND_LARGEST,
