@@ -230,7 +230,13 @@ def her_module(tmp_path):
 
 
 @pytest.mark.rabbitmq
-@pytest.mark.parametrize(("task", "metric"), [(LINEAR, "rmse"), (OWN_NETWORK, "log_loss")], ids=["linear", "own-network"])
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        pytest.param(LINEAR, "rmse", id="linear", marks=pytest.mark.long),
+        pytest.param(OWN_NETWORK, "log_loss", id="own-network"),
+    ],
+)
 def test_regression_and_a_torch_model_of_her_own_learn_as_well(task, metric, broker_folder, start, soon, her_module):
     (her_module / "task.toml").write_text(task)
     init(

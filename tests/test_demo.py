@@ -129,6 +129,7 @@ def test_ctrl_c_ends_everything_in_order(tmp_path: Path, system_rabbitmq: None) 
     assert not (folder / "broker").exists()
 
 
+@pytest.mark.long
 def test_a_demo_killed_with_9_takes_its_workers_and_its_broker_with_it(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
     with running(folder, *SMALL) as demo:

@@ -44,7 +44,7 @@ def chunks_of(federation, base, institution):
     return split(content, kind="update", run_id=federation.run_id, identity=f"{institution}/1/1", chunk_bytes=CHUNK_BYTES)
 
 
-@pytest.mark.parametrize("institutions", [2, 8, pytest.param(32, marks=pytest.mark.long)])
+@pytest.mark.parametrize("institutions", [2, *(pytest.param(many, marks=pytest.mark.long) for many in (8, 32))])
 def test_memory_does_not_grow_with_the_institutions_whose_chunks_come_mixed(installation, institutions):
     parameters = 4_000_000
     with founded(plan_for(parameters, institutions, broadcast="float32"), parameters, institutions) as federation:

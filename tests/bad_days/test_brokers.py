@@ -57,6 +57,7 @@ def test_an_alarm_that_lasts_is_told_again_with_each_try_until_it_is_over(
     require_replay(watch, trained)
 
 
+@pytest.mark.long
 def test_both_workers_outlive_a_restart_of_their_broker(own_server, own_node, tmp_path, stack):
     begin(own_server, a_plan())
     watch = Watch(own_server.connect("operator"))

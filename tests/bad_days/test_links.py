@@ -61,6 +61,7 @@ def test_a_connection_cut_in_mid_chunk_loses_nothing_and_doubles_nothing(rabbitm
     require_replay(watch, trained, start=LARGE)
 
 
+@pytest.mark.long
 def test_a_stalled_link_is_noticed_by_its_heartbeats(rabbitmq_server, link, tmp_path, stack, said):
     begin(rabbitmq_server, a_plan())
     watch = Watch(rabbitmq_server.connect("operator"))
@@ -174,6 +175,7 @@ def test_a_confirm_that_never_comes_is_given_up(rabbitmq_server, link, monkeypat
     bank.close()
 
 
+@pytest.mark.long
 def test_updates_that_nobody_asked_for_stay_in_the_broker_and_the_connection_lives(rabbitmq_server, link, said):
     room = replace(LIMITS, update_bytes=32 << 20)
     provision(rabbitmq_server.logins, rabbitmq_server.institutions, room, free_bytes=1 << 60)
