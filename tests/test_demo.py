@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
 
 DEMO_SECONDS = 200
 SMALL = ["--task", "heart-disease", "--institutions", "3", "--updates", "4"]
+ENDLESS = [*SMALL[:-1], "100000", "--epsilon", "none"]  # it does not end before it is ended
 
 
 def command(folder: Path, *options: str) -> list[str]:
@@ -116,9 +117,10 @@ def test_a_folder_that_is_not_empty_is_refused_before_anything_starts(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_everything_in_order(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
-    with running(folder, *SMALL) as demo:
+    with running(folder, *ENDLESS) as demo:
         assert eventually(lambda: has_committed(folder), DEMO_SECONDS)
         demo.send_signal(signal.SIGINT)
         _, errors = demo.communicate(timeout=60)
@@ -132,7 +134,7 @@ def test_ctrl_c_ends_everything_in_order(tmp_path: Path, system_rabbitmq: None) 
 @pytest.mark.long
 def test_a_demo_killed_with_9_takes_its_workers_and_its_broker_with_it(tmp_path: Path, system_rabbitmq: None) -> None:
     folder = tmp_path / "run"
-    with running(folder, *SMALL) as demo:
+    with running(folder, *ENDLESS) as demo:
         assert eventually(lambda: has_committed(folder), DEMO_SECONDS)
         assert processes_of(folder)
         demo.kill()

@@ -85,11 +85,11 @@ def come(folder: Path) -> int:
 def test_a_download_goes_on_after_a_kill_at_the_chunk_where_it_stopped(rabbitmq_server, link, tmp_path):
     begin(rabbitmq_server, a_plan(limits=LIMITS), model=MODEL)
     watch = Watch(rabbitmq_server.connect("operator"))
-    link.slow(200_000, "down")
+    link.slow(50_000, "down")
     with Leader(rabbitmq_server, tmp_path / "aggregator"):
         path = tmp_path / "bank-a" / "ledger.sqlite"
         process = started(take_part, over(rabbitmq_server, link, "bank-a"), path, KillAfter("reserve", 1))
-        assert eventually(lambda: come(tmp_path) >= 2)
+        assert eventually(lambda: come(tmp_path) >= 2, 60)
         os.kill(process.pid, signal.SIGKILL)
         process.join(60)
         came = come(tmp_path)
