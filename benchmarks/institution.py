@@ -27,7 +27,7 @@ def take_part(facts: dict[str, str], stopping: threading.Event) -> None:
         task_hash=TASK_HASH,
         fingerprint="benchmark",
         num_examples=EXAMPLES,
-        train=lambda model, plan, sigma, stop: delta,
+        train=lambda model, settings, stop: delta,
         noise_multiplier=lambda plan: 0.0,
         epsilon=lambda charges, target_delta: 0.0,
     )

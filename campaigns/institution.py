@@ -18,12 +18,12 @@ from broker_config.connection import ConnectionSettings, connect
 from broker_config.service import process_name, stop_on_signals
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
+from client_worker.mechanism import LocalTraining
 from client_worker.policy import Policy
 from client_worker.worker import run
 from shared.logs import configure
 from shared.outermost import run_program
 from shared.parameters import Parameters
-from shared.plan import Plan
 
 NOISE_STD = 0.01
 EPSILON_EACH = 0.001
@@ -34,7 +34,7 @@ def local_data(facts: dict[str, Any]) -> LocalData:
     """The toy task's data and accountant."""
     target = np.float32(facts["target"])
 
-    def train(model: Parameters, _plan: Plan, _sigma: float | None, _stop: Callable[[], bool]) -> Parameters:
+    def train(model: Parameters, _settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
         random = np.random.default_rng(int.from_bytes(os.urandom(16)))
         drawn = {name: random.normal(0, NOISE_STD, array.shape).astype(np.float32) for name, array in model.items()}
         return {name: np.float32(0.5) * (target - array) + drawn[name] for name, array in model.items()}

@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO
 
 import msgpack
 
+from client_worker.mechanism import Charge
 from client_worker.outbox import LARGE_BYTES, OutboxFolder
 from shared.codec import Encoded
 from shared.errors import CheckpointError, FederationError, SettingsError, StorageError
@@ -48,15 +49,6 @@ class Reservation:
 
     number: int
     epsilon_spent: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """One mechanism's run, as the accountant takes it."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
 
 
 @dataclass(frozen=True, slots=True)

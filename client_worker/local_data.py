@@ -1,15 +1,15 @@
 """The institution's own rows bound to what can be done with them: training, accounting, reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from client_worker.data import fingerprint, load_dataset
-from client_worker.ledger import Charge
 from client_worker.local_work import LocalData
-from client_worker.privacy import Steps, calibrate_noise_multiplier, epsilon_after
+from client_worker.mechanism import LocalTraining, charge_of
+from client_worker.privacy import calibrate_noise_multiplier, epsilon_after
 from client_worker.randomness import SecureRandom
 from client_worker.reports import release_report
 from client_worker.settings import ClientSettings
-from client_worker.training import LocalTrainer, LocalTraining
+from client_worker.training import LocalTrainer
 from shared.errors import SettingsError
 from shared.messages import Metrics
 from shared.parameters import Parameters
@@ -32,14 +32,7 @@ def open_data(settings: ClientSettings) -> LocalData:
     private = settings.policy.allow_no_privacy == "no"
     trainer = LocalTrainer(spec, device=settings.device, private=private)
 
-    def train(base: Parameters, plan: Plan, noise_multiplier: float | None, should_stop: Callable[[], bool]) -> Parameters:
-        local = LocalTraining(
-            steps=plan.local.steps,
-            sample_rate=plan.local.sample_rate,
-            learning_rate=plan.local.learning_rate,
-            clipping_norm=plan.privacy.clipping_norm,
-            noise_multiplier=noise_multiplier,
-        )
+    def train(base: Parameters, local: LocalTraining, should_stop: Callable[[], bool]) -> Parameters:
         return trainer.local_update(base, dataset, local, should_stop=should_stop)
 
     return LocalData(
@@ -48,21 +41,16 @@ def open_data(settings: ClientSettings) -> LocalData:
         num_examples=settings.num_examples,
         train=train,
         noise_multiplier=_noise_multiplier,
-        epsilon=_epsilon,
+        epsilon=epsilon_after,
         report=_report(settings, spec),
     )
 
 
 def _noise_multiplier(plan: Plan) -> float:
     if plan.privacy.epsilon is None:
-        raise SettingsError("the plan asks for DP-SGD and names no epsilon; ask the operator to correct it")
-    steps = plan.local.steps * plan.local.updates
-    return calibrate_noise_multiplier(plan.privacy.epsilon, plan.privacy.target_delta, plan.local.sample_rate, steps)
-
-
-def _epsilon(charges: Sequence[Charge], target_delta: float) -> float:
-    history = [Steps(charge.noise_multiplier, charge.sample_rate, charge.steps) for charge in charges]
-    return epsilon_after(history, target_delta)
+        raise SettingsError("the plan asks for noise and names no epsilon; ask the operator to correct it")
+    whole = charge_of(plan, 1.0, updates=plan.local.updates)
+    return calibrate_noise_multiplier(plan.privacy.epsilon, plan.privacy.target_delta, whole.sample_rate, whole.steps)
 
 
 def _report(settings: ClientSettings, spec: TaskSpec) -> Callable[[Parameters, float], Metrics] | None:

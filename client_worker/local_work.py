@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import structlog
 
 from broker_config.spool import Spool
-from client_worker.ledger import Charge, Ledger, Reservation, Sealed
+from client_worker.ledger import Ledger, Reservation, Sealed
+from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
 from client_worker.policy import Policy
 from shared import messages
 from shared.codec import Encoded
 from shared.errors import PrivacyBudgetExhaustedError
-from shared.messages import BlobName, Metrics, PrivacyStatement, Update
+from shared.messages import BlobName, Metrics, PrivacyStatement, Unit, Update
 from shared.parameters import Parameters
 from shared.plan import Plan
 
@@ -43,18 +44,20 @@ class Member:
 class LocalData:
     """The institution's data and what can be done with it, as functions from values to values.
 
-    `train` takes the base, the plan and the noise multiplier (None without noise) and returns a delta. `noise_multiplier`
-    is what the plan's budget needs here. `epsilon` is what charges add up to at a target delta. `report` gives noised
-    metrics of a model on validation rows at a cost of one epsilon; None where there are no such rows.
+    `num_examples` is public. `unit` is what the training's sampling and clipping take as one. `train` takes the base and
+    returns a delta, noised as it is told. `noise_multiplier` is what the plan's budget needs here. `epsilon` is what charges
+    add up to at a target delta. `report` gives noised metrics of a model on validation rows at a cost of one epsilon; None
+    where there are no such rows.
     """
 
     task_hash: str
     fingerprint: str
     num_examples: int
-    train: Callable[[Parameters, Plan, float | None, ShouldStop], Parameters]
+    train: Callable[[Parameters, LocalTraining, ShouldStop], Parameters]
     noise_multiplier: Callable[[Plan], float]
     epsilon: Callable[[Sequence[Charge], float], float]
     report: Callable[[Parameters, float], Metrics] | None = None
+    unit: Unit = "record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Training:
 
     reservation: Reservation
     base: Base
+    plan: Plan
     statement: PrivacyStatement
     delta: Future[Parameters]
 
@@ -120,28 +124,19 @@ class LocalWork:
         if plan.privacy.mechanism == "none":
             return PrivacyStatement(mechanism="none", steps=plan.local.steps)
         sigma = self.data.noise_multiplier(plan)
-        charge = Charge(sigma, plan.local.sample_rate, plan.local.steps)
         totals = self.ledger.totals
-        spent = totals.carried + self.data.epsilon([*totals.charges, charge], plan.privacy.target_delta)
+        spent = totals.carried + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
         allowed = min(plan.privacy.epsilon or 0.0, self.member.policy.max_epsilon)
         if spent > allowed:
             raise PrivacyBudgetExhaustedError(f"one more local training would spend epsilon {spent:.3f} of {allowed:g}")
-        return PrivacyStatement(
-            mechanism="dp-sgd",
-            clipping_norm=plan.privacy.clipping_norm,
-            noise_multiplier=sigma,
-            sample_rate=plan.local.sample_rate,
-            steps=plan.local.steps,
-            epsilon_spent=spent,
-            target_delta=plan.privacy.target_delta,
-        )
+        return statement_of(plan, sigma, epsilon_spent=spent, unit=self.data.unit)
 
     def carry_over(self, epsilon_stated: float, plan: Plan) -> None:
         """A new ledger goes on from what an earlier incarnation had stated, and one update more: it may have been under way."""
         if self.ledger.totals.reservations or self.ledger.totals.carried or plan.privacy.mechanism == "none":
             return
-        charge = Charge(self.data.noise_multiplier(plan), plan.local.sample_rate, plan.local.steps)
-        self.ledger.carry(epsilon_stated + self.data.epsilon([charge], plan.privacy.target_delta))
+        one_more = charge_of(plan, self.data.noise_multiplier(plan))
+        self.ledger.carry(epsilon_stated + self.data.epsilon([one_more], plan.privacy.target_delta))
         log.warning("budget carried over", epsilon_spent=round(self.ledger.totals.carried, 3))
 
     def begin(self, base: Base, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
@@ -155,8 +150,9 @@ class LocalWork:
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
         self.after_step("reserve")
-        future = self._pool.submit(self._train, model, plan, statement.noise_multiplier)
-        self.training = Training(reservation, base, statement, future)
+        settings = local_training(plan, statement.noise_multiplier, self.data.num_examples)
+        future = self._pool.submit(self._train, model, settings)
+        self.training = Training(reservation, base, plan, statement, future)
         future.add_done_callback(lambda _: self.on_trained())
         log.info(
             "training",
@@ -166,9 +162,9 @@ class LocalWork:
             noise_multiplier=statement.noise_multiplier,
         )
 
-    def _train(self, model: Parameters, plan: Plan, sigma: float | None) -> Parameters:
+    def _train(self, model: Parameters, settings: LocalTraining) -> Parameters:
         started = time.monotonic()
-        delta = self.data.train(model, plan, sigma, self.stopping.is_set)
+        delta = self.data.train(model, settings, self.stopping.is_set)
         self.stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
         return delta
 

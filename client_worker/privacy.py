@@ -6,15 +6,14 @@ asynchrony or from the aggregator's buffer.
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
+from client_worker.mechanism import Charge, merge
 from shared.errors import SettingsError
 
 RELATIVE_TOLERANCE = 1e-3
@@ -26,20 +25,12 @@ REPORT_INTERVAL, COARSE_INTERVAL = 2e-4, 1e-3
 RENYI_ORDERS = (*range(2, 64), *range(64, 256, 8), 256, 384, 512, 768, 1024)
 
 
-class Steps(NamedTuple):
-    """`steps` of DP-SGD, each a Gaussian of `noise_multiplier` (std / clipping norm) on a Poisson sample of `sample_rate`."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-
-def epsilon_after(history: Sequence[Steps], target_delta: float) -> float:
+def epsilon_after(history: Sequence[Charge], target_delta: float) -> float:
     """Epsilon of everything in the history together, exactly composed (privacy loss distributions): for reports."""
     return _exact(merge(history), target_delta)
 
 
-def epsilon_bound_after(history: Sequence[Steps], target_delta: float) -> float:
+def epsilon_bound_after(history: Sequence[Charge], target_delta: float) -> float:
     """An upper bound by Rényi accounting, in milliseconds: for the gate before each training."""
     return _bound(merge(history), target_delta)
 
@@ -52,25 +43,17 @@ def calibrate_noise_multiplier(epsilon: float, target_delta: float, sample_rate:
     return _calibrate(epsilon, target_delta, sample_rate, steps_in_total)
 
 
-def merge(history: Sequence[Steps]) -> tuple[Steps, ...]:
-    """The history with equal steps added up, in a fixed order: composition does not depend on it, and its cost does."""
-    total: Counter[tuple[float, float]] = Counter()
-    for noise_multiplier, sample_rate, steps in history:
-        total[noise_multiplier, sample_rate] += steps
-    return tuple(Steps(*key, steps) for key, steps in sorted(total.items()) if steps)
-
-
 @functools.lru_cache(maxsize=512)
-def _exact(history: tuple[Steps, ...], target_delta: float, interval: float = REPORT_INTERVAL) -> float:
+def _exact(history: tuple[Charge, ...], target_delta: float, interval: float = REPORT_INTERVAL) -> float:
     return float(_composed(PLDAccountant(value_discretization_interval=interval), history).get_epsilon(target_delta))
 
 
 @functools.lru_cache(maxsize=512)
-def _bound(history: tuple[Steps, ...], target_delta: float) -> float:
+def _bound(history: tuple[Charge, ...], target_delta: float) -> float:
     return float(_composed(RdpAccountant(RENYI_ORDERS), history).get_epsilon(target_delta))
 
 
-def _composed(accountant: dp_accounting.PrivacyAccountant, history: tuple[Steps, ...]) -> dp_accounting.PrivacyAccountant:
+def _composed(accountant: dp_accounting.PrivacyAccountant, history: tuple[Charge, ...]) -> dp_accounting.PrivacyAccountant:
     for item in history:
         gaussian = dp_accounting.GaussianDpEvent(item.noise_multiplier)
         accountant.compose(dp_accounting.PoissonSampledDpEvent(item.sample_rate, gaussian), item.steps)
@@ -79,8 +62,8 @@ def _composed(accountant: dp_accounting.PrivacyAccountant, history: tuple[Steps,
 
 @functools.lru_cache(maxsize=64)
 def _calibrate(epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
-    def excess(account: Callable[[tuple[Steps, ...], float], float], logarithm: float) -> float:
-        spent = account((Steps(math.exp(logarithm), sample_rate, steps),), target_delta)
+    def excess(account: Callable[[tuple[Charge, ...], float], float], logarithm: float) -> float:
+        spent = account((Charge(math.exp(logarithm), sample_rate, steps),), target_delta)
         return math.log(max(spent, 1e-12) / epsilon)
 
     # Rényi accounting is never below the exact epsilon, so its answer is a near upper end, found at little cost.

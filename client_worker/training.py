@@ -7,13 +7,13 @@ sampling come from a cryptographic generator.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from client_worker.mechanism import LocalTraining
 from client_worker.randomness import SecureRandom
 from shared.errors import FederationError, SettingsError
 from shared.parameters import Array, subtract
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from client_worker.noisy_sgd import NoisySgd
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalTraining:
-    """One update: `steps` of SGD. `noise_multiplier` is std / clipping norm; None is plain SGD, neither clipped nor noised."""
-
-    steps: int
-    sample_rate: float
-    learning_rate: float
-    clipping_norm: float
-    noise_multiplier: float | None
 
 
 def _never() -> bool:
@@ -78,7 +67,7 @@ class LocalTrainer:
         model.train()
         features = torch.from_numpy(dataset.features).to(self._device)
         labels = torch.from_numpy(dataset.labels).to(self._device)
-        step = self._step(settings, settings.sample_rate * len(dataset))
+        step = self._step(settings)
         for _ in range(settings.steps):
             if should_stop():
                 raise TrainingStoppedError("local training was stopped before its last step")
@@ -99,14 +88,14 @@ class LocalTrainer:
 
         return NoisySgd(self._spec, build_model(self._spec, seed=0).to(self._device), self._random)
 
-    def _step(self, settings: LocalTraining, expected_rows: float) -> Step:
+    def _step(self, settings: LocalTraining) -> Step:
         if settings.noise_multiplier is None:
-            return self._plain_step(settings.learning_rate, expected_rows)
+            return self._plain_step(settings.learning_rate, settings.expected_rows)
         return self._noisy.stepper(
             learning_rate=settings.learning_rate,
             clipping_norm=settings.clipping_norm,
             noise_multiplier=settings.noise_multiplier,
-            expected_rows=expected_rows,
+            expected_rows=settings.expected_rows,
         )
 
     def _plain_step(self, learning_rate: float, expected_rows: float) -> Step:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from shared import codec
 from shared.errors import MalformedMessageError
 from shared.parameters import Parameters
-from shared.plan import Frozen, Plan
+from shared.plan import Frozen, Mechanism, Plan
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HashOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -28,6 +28,8 @@ Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], float | None], Fi
 SMALL_BYTES = 2**16
 """The most that the fields of an institution's message take; only its tensors are larger."""
 Phase = Literal["running", "paused", "finished"]
+StandingState = Literal["plan_refused", "budget_spent"]
+Unit = Literal["record", "person", "institution"]
 Outcome = Literal["aggregated", "stale", "rejected", "over_budget", "lost"]
 
 
@@ -37,9 +39,13 @@ def pseudonym(run_secret: bytes, institution: str) -> str:
 
 
 class PrivacyStatement(Frozen):
-    """What an update cost its institution. `epsilon_spent` counts everything reserved so far, this update included."""
+    """What an update cost its institution. `epsilon_spent` counts everything reserved so far, this update included.
 
-    mechanism: Literal["dp-sgd", "update-gaussian", "none"]
+    `unit` is whose presence it hides: neighbouring datasets differ by one of them, added or removed.
+    """
+
+    mechanism: Mechanism
+    unit: Unit | None = None
     clipping_norm: float | None = None
     noise_multiplier: float | None = None
     sample_rate: float | None = None
@@ -84,6 +90,21 @@ class Report(Frozen):
     model_hash: Hash
     metrics: Metrics
     epsilon: Annotated[float, Field(ge=0)]
+
+
+class Standing(Frozen):
+    """Why an institution trains no more under a plan: its own policy refuses it, or its budget is spent.
+
+    `limit` names the policy's setting, or the budget, that was reached.
+    """
+
+    run_id: RunId
+    institution: InstitutionId
+    incarnation: Annotated[int, Field(ge=1)]
+    plan_hash: Hash
+    state: StandingState
+    limit: Annotated[str, Field(max_length=40)]
+    reason: Reason
 
 
 class Control(Frozen):
@@ -170,13 +191,21 @@ class Counters(Frozen):
 
 
 class Entry(Frozen):
-    """One institution in the federation's table. `watermark` is the last sequence settled; `last_hash` that update's hash."""
+    """One institution in the federation's table. `watermark` is the last sequence settled; `last_hash` that update's hash.
+
+    `standing` is what the institution said of the plan `standing_plan`, and has no meaning under another one.
+    """
 
     incarnation: Annotated[int, Field(ge=1)]
     watermark: Count = 0
     last_hash: HashOrNone = ""
     epsilon_spent: float | None = None
     target_delta: float | None = None
+    mechanism: Mechanism | None = None
+    noise_multiplier: float | None = None
+    standing: StandingState | None = None
+    standing_limit: Annotated[str, Field(max_length=40)] = ""
+    standing_plan: HashOrNone = ""
     num_examples: Annotated[int, Field(ge=1)] | None = None
     nonce: str = ""
     active: bool = True

@@ -8,6 +8,8 @@ from shared.codec import Dtype, content_hash, encode
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Mechanism = Literal["dp-sgd", "update-gaussian", "none"]
+UpdateEncoding = Literal["float32", "float16", "int8"]
 
 
 class Frozen(BaseModel):
@@ -42,21 +44,29 @@ class AggregationPlan(Frozen):
 
 
 class PrivacyPlan(Frozen):
-    """What the federation asks each institution to spend at most; the noise multiplier follows from it and the local data."""
+    """What the federation asks each institution to spend at most; the noise multiplier follows from it and the local plan.
 
-    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    `dp-sgd` protects a record (or a person, where the task names a column), `update-gaussian` the institution as a whole.
+    """
+
+    mechanism: Mechanism = "dp-sgd"
     epsilon: Positive | None = 3.0
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clipping_norm: Positive = 1.0
 
 
 class LocalPlan(Frozen):
-    """One local training: `steps` of SGD on Poisson samples of `sample_rate`."""
+    """One local training: `steps` of SGD on Poisson samples of `sample_rate`.
+
+    An institution spreads its `updates` over `horizon_seconds`, so that a fast one does not spend its budget on early models; 0
+    is as fast as it can.
+    """
 
     steps: Annotated[int, Field(ge=1)] = 10
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     learning_rate: Positive = 1.0
     updates: Annotated[int, Field(ge=1)] = 20
+    horizon_seconds: NotNegative = 0.0
 
 
 class Ending(Frozen):
@@ -80,8 +90,19 @@ class Limits(Frozen):
     version_spacing_seconds: NotNegative = 0.0
 
 
+class SimulatedCost(Frozen):
+    """What the operator's simulation found that noise costs: a metric on held-out rows without noise, and under this plan."""
+
+    metric: Annotated[str, Field(max_length=40)]
+    without_noise: Annotated[float, Field(allow_inf_nan=False)]
+    with_noise: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Plan(Frozen):
-    """The whole agreement. Two plans are the same if their hashes are. `broadcast` is the type of the numbers in model blobs."""
+    """The whole agreement. Two plans are the same if their hashes are.
+
+    `broadcast` is the type of the numbers in model blobs, `update_encoding` how institutions send the noised values.
+    """
 
     task: str
     task_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -91,6 +112,8 @@ class Plan(Frozen):
     ending: Ending = Ending()
     limits: Limits = Limits()
     broadcast: Dtype = "float32"
+    update_encoding: UpdateEncoding = "float32"
+    simulated: SimulatedCost | None = None
 
     @property
     def hash(self) -> str:

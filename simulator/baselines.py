@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from client_worker.training import LocalTrainer, LocalTraining
+from client_worker.mechanism import LocalTraining
+from client_worker.training import LocalTrainer
 from shared.parameters import Array
 from shared.tasks.features import Dataset
 from shared.tasks.loss import loss
@@ -82,8 +83,10 @@ def _same_steps(spec: TaskSpec, training: Dataset, seed: int) -> dict[str, Array
     trainer = LocalTrainer(spec, device="cpu", private=False)
     base = initial_parameters(spec, seed)
     local = LocalTraining(
+        mechanism="none",
         steps=spec.training.steps * spec.training.updates,
         sample_rate=spec.training.sample_rate,
+        expected_rows=spec.training.sample_rate * len(training),
         learning_rate=spec.training.learning_rate,
         clipping_norm=spec.training.clipping_norm,
         noise_multiplier=None,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_worker.aggregation import fold_in_place, staleness_weight
+from client_worker.mechanism import LocalTraining
 from client_worker.privacy import calibrate_noise_multiplier
 from client_worker.randomness import SecureRandom
-from client_worker.training import LocalTrainer, LocalTraining
+from client_worker.training import LocalTrainer
 from shared.parameters import Array, copy
 from shared.tasks.features import Dataset
 from shared.tasks.models import initial_parameters
@@ -66,12 +67,12 @@ def simulate(spec: TaskSpec, members: Sequence[Member], options: Options, *, ran
     With a `random` of a fixed key the same arguments give the same bits; otherwise only the schedule is the same.
     """
     sigma = _noise_multiplier(spec, options)
-    local = _local_training(spec, sigma)
     trainer = LocalTrainer(spec, device="cpu", private=sigma is not None, random=random)
     federation = _Federation(spec, members, options)
     for due in federation.arrivals_in_order():
         base = federation.versions[due.base_version]
-        federation.receive(due, trainer.local_update(base, members[due.place].training, local))
+        rows = members[due.place].training
+        federation.receive(due, trainer.local_update(base, rows, _local_training(spec, sigma, len(rows))))
     return Run(federation.model, tuple(federation.folded), sigma)
 
 
@@ -138,11 +139,13 @@ def _noise_multiplier(spec: TaskSpec, options: Options) -> float | None:
     return calibrate_noise_multiplier(options.epsilon, options.target_delta, spec.training.sample_rate, steps)
 
 
-def _local_training(spec: TaskSpec, sigma: float | None) -> LocalTraining:
+def _local_training(spec: TaskSpec, sigma: float | None, rows: int) -> LocalTraining:
     training = spec.training
     return LocalTraining(
+        mechanism="none" if sigma is None else "dp-sgd",
         steps=training.steps,
         sample_rate=training.sample_rate,
+        expected_rows=training.sample_rate * rows,
         learning_rate=training.learning_rate,
         clipping_norm=training.clipping_norm,
         noise_multiplier=sigma,

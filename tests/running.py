@@ -18,6 +18,7 @@ from broker_config.topology import MODEL, OPERATIONS, update_queue
 from client_worker import worker as client_worker
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
+from client_worker.mechanism import LocalTraining
 from client_worker.policy import Policy
 from shared import messages, parameters
 from shared.broker import Broker, Message
@@ -177,7 +178,7 @@ ALLOWS_ANYTHING = Policy(allow_no_privacy="yes, updates may leave without noise"
 def local_data(institution: str, *, at_least: Callable[[], object] = lambda: time.sleep(0.02), **changes: Any) -> LocalData:
     """The toy task's data; `at_least` is waited for in each training."""
 
-    def train(model: Parameters, _plan: Plan, _sigma: float | None, _stop: Callable[[], bool]) -> Parameters:
+    def train(model: Parameters, _settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
         at_least()
         return half_way(institution, model)
 

@@ -52,6 +52,7 @@ def test_an_update_says_what_it_was_made_from_and_what_it_cost(make):
     assert (update.base_version, update.base_hash, update.plan_hash) == (4, BASE.model.hash, NOISED.hash)
     assert update.privacy.model_dump() == {
         "mechanism": "dp-sgd",
+        "unit": "record",
         "clipping_norm": 1.0,
         "noise_multiplier": 1.25,
         "sample_rate": 0.125,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from client_worker.privacy import Steps, calibrate_noise_multiplier, epsilon_after, epsilon_bound_after, merge
+from client_worker.mechanism import Charge, merge
+from client_worker.privacy import calibrate_noise_multiplier, epsilon_after, epsilon_bound_after
 from shared.errors import SettingsError
 
 DELTA = 1e-5
@@ -25,15 +26,15 @@ def gaussian_epsilon(mu: float) -> float:
 @pytest.mark.parametrize(
     ("history", "exact", "renyi"),
     [
-        ([Steps(1, 0.05, 100)], 3.50215, 4.0383),
-        ([Steps(1, 0.05, 1000)], 10.98668, 11.98),
-        ([Steps(10, 1, 50)], 2.943225, 3.18899),
-        ([Steps(1, 1, 1)], 4.377178, 4.728507),
-        ([Steps(5, 1, 20)], 3.848610, 4.161624),
-        ([Steps(noise, 1, 1) for noise in (5, 8, 10, 20, 4)], 1.389861, None),
+        ([Charge(1, 0.05, 100)], 3.50215, 4.0383),
+        ([Charge(1, 0.05, 1000)], 10.98668, 11.98),
+        ([Charge(10, 1, 50)], 2.943225, 3.18899),
+        ([Charge(1, 1, 1)], 4.377178, 4.728507),
+        ([Charge(5, 1, 20)], 3.848610, 4.161624),
+        ([Charge(noise, 1, 1) for noise in (5, 8, 10, 20, 4)], 1.389861, None),
     ],
 )
-def test_golden_epsilons(history: list[Steps], exact: float, renyi: float | None) -> None:
+def test_golden_epsilons(history: list[Charge], exact: float, renyi: float | None) -> None:
     assert epsilon_after(history, DELTA) == pytest.approx(exact, abs=1e-3)
     assert epsilon_bound_after(history, DELTA) >= epsilon_after(history, DELTA)
     if renyi is not None:
@@ -45,7 +46,7 @@ def test_golden_epsilons(history: list[Steps], exact: float, renyi: float | None
 def test_steps_on_all_rows_are_gaussian_differential_privacy(noise: float, steps: int) -> None:
     exact = gaussian_epsilon(steps**0.5 / noise)
 
-    assert exact <= epsilon_after([Steps(noise, 1.0, steps)], DELTA) <= exact + 1e-3
+    assert exact <= epsilon_after([Charge(noise, 1.0, steps)], DELTA) <= exact + 1e-3
 
 
 def test_the_closed_form_of_this_test_agrees_with_the_published_number() -> None:
@@ -64,17 +65,17 @@ def test_calibration_finds_the_golden_noise_multipliers(epsilon: float, sample_r
 def test_calibrated_noise_spends_nearly_all_of_epsilon_and_never_more(epsilon: float) -> None:
     noise = calibrate_noise_multiplier(epsilon, DELTA, 0.25, 200)
 
-    assert 0.99 * epsilon <= epsilon_after([Steps(noise, 0.25, 200)], DELTA) <= epsilon
+    assert 0.99 * epsilon <= epsilon_after([Charge(noise, 0.25, 200)], DELTA) <= epsilon
 
 
 def test_updates_of_ten_steps_cost_as_much_as_their_steps_together() -> None:
-    assert epsilon_after([Steps(5.0, 0.25, 10)] * 20, DELTA) == epsilon_after([Steps(5.0, 0.25, 200)], DELTA)
+    assert epsilon_after([Charge(5.0, 0.25, 10)] * 20, DELTA) == epsilon_after([Charge(5.0, 0.25, 200)], DELTA)
 
 
 def test_equal_steps_are_merged_and_others_kept() -> None:
-    history = [Steps(2.0, 0.1, 3), Steps(1.0, 0.1, 4), Steps(2.0, 0.1, 5), Steps(9.0, 0.1, 0)]
+    history = [Charge(2.0, 0.1, 3), Charge(1.0, 0.1, 4), Charge(2.0, 0.1, 5), Charge(9.0, 0.1, 0)]
 
-    assert merge(history) == (Steps(1.0, 0.1, 4), Steps(2.0, 0.1, 8))
+    assert merge(history) == (Charge(1.0, 0.1, 4), Charge(2.0, 0.1, 8))
 
 
 def test_nothing_done_costs_nothing() -> None:
@@ -85,7 +86,7 @@ def test_nothing_done_costs_nothing() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1.0, 20.0), st.integers(1, 30))
 def test_one_more_step_never_costs_less(noise: float, steps: int) -> None:
-    less, more = ([Steps(noise, 0.25, count)] for count in (steps, steps + 1))
+    less, more = ([Charge(noise, 0.25, count)] for count in (steps, steps + 1))
 
     assert epsilon_after(less, DELTA) <= epsilon_after(more, DELTA)
 

@@ -65,11 +65,14 @@ def test_a_model_of_ones_own_is_found_on_the_path_and_trained_with_noise(tmp_pat
     code = """
 from pathlib import Path
 from client_worker.data import load_dataset
-from client_worker.training import LocalTraining, local_update
+from client_worker.mechanism import LocalTraining
+from client_worker.training import local_update
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import parse_task
 spec = parse_task(Path("task.toml").read_text(), source="task.toml")
-settings = LocalTraining(steps=2, sample_rate=0.5, learning_rate=1.0, clipping_norm=1.0, noise_multiplier=1.0)
+settings = LocalTraining(
+    mechanism="dp-sgd", steps=2, sample_rate=0.5, expected_rows=1.0, learning_rate=1.0, clipping_norm=1.0, noise_multiplier=1.0
+)
 print(*local_update(spec, initial_parameters(spec, 0), load_dataset(spec, Path("loans.csv")), settings))
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -37,7 +37,7 @@ maximum = 1
 
 def local(**changes: float | None) -> LocalTraining:
     values = {"steps": 1, "sample_rate": 1.0, "learning_rate": 1.0, "clipping_norm": 1.0, "noise_multiplier": None} | changes
-    return LocalTraining(**values)  # type: ignore[arg-type]  # one dictionary for numbers of both kinds
+    return LocalTraining(mechanism="dp-sgd", **values)  # type: ignore[arg-type]  # one dictionary for numbers of both kinds
 
 
 def rows(count: int, inputs: int, *, zero: bool = False) -> Dataset:

@@ -16,6 +16,7 @@ from broker_config.topology import topology
 from client_worker import worker as client
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
+from client_worker.mechanism import LocalTraining
 from client_worker.policy import Policy
 from operator_console.history import History, follow
 from shared.messages import Entry, Metrics, pseudonym
@@ -47,7 +48,7 @@ def data_of(institution: str) -> LocalData:
     pull = {"bank-a": 0.2, "bank-b": 0.4, "bank-c": 0.9}[institution]
     pause = threading.Event()
 
-    def train(model: Parameters, _plan: Plan, _noise_multiplier: float | None, _stop: object) -> Parameters:
+    def train(model: Parameters, _settings: LocalTraining, _stop: object) -> Parameters:
         pause.wait(0.2 if institution == "bank-c" else 0.01)
         return {"w": np.full(3, pull, np.float32) - model["w"]}
 
