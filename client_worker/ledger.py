@@ -75,18 +75,21 @@ class Totals:
     carried: float = 0.0
     reservations: int = 0
     reports: int = 0
+    opened_at_seconds: int = 0
+    reserved_at_seconds: int = 0
 
-    def add(self, state: str, fields: Mapping[str, Any]) -> None:
-        """Counts one more row."""
+    def add(self, state: str, fields: Mapping[str, Any], at_seconds: int) -> None:
+        """Counts one more row, written at this time of the wall clock."""
         match state:
             case "OPENED":
-                self.opened = fields
+                self.opened, self.opened_at_seconds = fields, at_seconds
             case "CARRIED":
                 self.carried += fields["epsilon"]
             case "REPORTED":
                 self.reports += 1
             case "RESERVED":
                 self.reservations += 1
+                self.reserved_at_seconds = at_seconds
                 if fields["noise_multiplier"] is not None:
                     self.charges.append(Charge(fields["noise_multiplier"], fields["sample_rate"], fields["steps"]))
 
@@ -128,13 +131,13 @@ class Ledger:
             self._opened = opened.pop_all()
 
     def _read_rows(self) -> None:
-        for number, state, fields, before, digest in self._database.execute(
-            "SELECT number, state, fields, previous, hash FROM ledger ORDER BY number"
+        for number, state, at_seconds, fields, before, digest in self._database.execute(
+            "SELECT number, state, at_seconds, fields, previous, hash FROM ledger ORDER BY number"
         ):
-            if before != self._last[1] or digest != _row_hash(number, state, fields, before):
+            if before != self._last[1] or digest != _row_hash(number, state, at_seconds, fields=fields, previous=before):
                 raise CheckpointError(f"{self._path}: row {number} does not follow from the one before; the ledger was altered")
             self._last = (number, digest)
-            self.totals.add(state, msgpack.unpackb(fields))
+            self.totals.add(state, msgpack.unpackb(fields), at_seconds)
 
     def _read_outbox(self) -> None:
         for sequence, digest, size, settled in self._database.execute(
@@ -253,15 +256,15 @@ class Ledger:
     def _write(self, *rows: Row, statements: Sequence[Statement] = ()) -> int:
         """One transaction, with what waited for one; returns the last row's number."""
         rows = (*self._late, *rows)
-        number, previous = self._last
+        (number, previous), now = self._last, int(time.time())
         with _written(self._path, self._database):
             for statement, arguments in (*self._late_statements, *statements):
                 self._database.execute(statement, arguments)
             for state, fields in rows:
                 packed = msgpack.packb(dict(fields))
                 number, before = number + 1, previous
-                previous = _row_hash(number, state, packed, before)
-                row = (number, state, int(time.time()), packed, before, previous)
+                previous = _row_hash(number, state, now, fields=packed, previous=before)
+                row = (number, state, now, packed, before, previous)
                 self._database.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", row)
         self._last = (number, previous)
         for sequence in self._late_files:  # only now: a row whose file is missing is an error
@@ -269,7 +272,7 @@ class Ledger:
         for late in (self._late, self._late_statements, self._late_files):
             late.clear()
         for state, fields in rows:
-            self.totals.add(state, fields)
+            self.totals.add(state, fields, now)
         return number
 
 
@@ -291,8 +294,8 @@ def _lock(path: Path) -> TextIO:
     return lock
 
 
-def _row_hash(number: int, state: str, fields: bytes, previous: str) -> str:
-    return hashlib.sha256(msgpack.packb([number, state, fields, previous])).hexdigest()
+def _row_hash(number: int, state: str, at_seconds: int, *, fields: bytes, previous: str) -> str:
+    return hashlib.sha256(msgpack.packb([number, state, at_seconds, fields, previous])).hexdigest()
 
 
 @contextmanager
