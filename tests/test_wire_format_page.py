@@ -101,6 +101,7 @@ def an_update(base: BlobName, plan_hash: str) -> Update:
         num_examples=1000,
         privacy=PrivacyStatement(
             mechanism="dp-sgd",
+            unit="record",
             clipping_norm=1.0,
             noise_multiplier=1.5,
             sample_rate=0.25,
@@ -140,6 +141,8 @@ def the_next_manifest(zero: messages.ManifestRecord, model: bytes, *, alias: str
         last_hash=update_hash,
         epsilon_spent=0.75,
         target_delta=1e-5,
+        mechanism="dp-sgd",
+        noise_multiplier=1.5,
         num_examples=1000,
         nonce="fedcba9876543210",
         total_weight=(1.0).hex(),
@@ -197,6 +200,7 @@ def a_foreign_update() -> bytes:
     _, manifest, _ = read_body(record["content"])
     privacy = {
         "mechanism": "dp-sgd",
+        "unit": "record",
         "clipping_norm": 1.0,
         "noise_multiplier": 1.5,
         "sample_rate": 0.25,
@@ -357,6 +361,7 @@ def test_the_headers_that_the_page_lists_are_the_headers_of_a_chunk() -> None:
         ("Privacy statement", PrivacyStatement.model_fields),
         ("hello", Hello.model_fields),
         ("report", messages.Report.model_fields),
+        ("standing", messages.Standing.model_fields),
         ("control", messages.Control.model_fields),
         ("operation", messages.Operation.model_fields),
         ("Letter", messages.Letter.model_fields),

@@ -13,7 +13,8 @@ def test_two_plans_are_the_same_if_their_values_are():
 
 def test_the_plans_hash_is_that_of_its_encoded_fields_in_their_documented_order():
     plan = Plan(task="t", task_hash="0" * 64)
-    assert list(plan.model_dump()) == ["task", "task_hash", "aggregation", "local", "privacy", "ending", "limits", "broadcast"]
+    rest = ["aggregation", "local", "privacy", "ending", "limits", "broadcast", "update_encoding", "simulated"]
+    assert list(plan.model_dump()) == ["task", "task_hash", *rest]
     assert len(plan.hash) == 64
     assert plan.hash != content_hash(b"")
 
