@@ -139,7 +139,7 @@ def test_an_update_that_found_no_room_is_sealed_later_from_the_same_noise(make, 
     import resource
 
     draws = iter([array(1, 2), array(8, 9)])
-    work = make(train=lambda model, plan, sigma, stop: {"w": np.resize(next(draws), 200_000)})
+    work = make(train=lambda model, settings, stop: {"w": np.resize(next(draws), 200_000)})
     trained(work)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
