@@ -35,9 +35,11 @@ maximum = 1
     return parse_task(text, source="task.toml")
 
 
-def local(**changes: float | None) -> LocalTraining:
+def local(rows: float, **changes: float | str | None) -> LocalTraining:
+    """One step on every row without noise; `rows` is the public number of examples."""
     values = {"steps": 1, "sample_rate": 1.0, "learning_rate": 1.0, "clipping_norm": 1.0, "noise_multiplier": None} | changes
-    return LocalTraining(mechanism="dp-sgd", **values)  # type: ignore[arg-type]  # one dictionary for numbers of both kinds
+    values.setdefault("mechanism", "none" if values["noise_multiplier"] is None else "dp-sgd")
+    return LocalTraining(expected_rows=values["sample_rate"] * rows, **values)  # type: ignore[arg-type,operator]
 
 
 def rows(count: int, inputs: int, *, zero: bool = False) -> Dataset:
@@ -53,7 +55,7 @@ def flat(delta: dict[str, np.ndarray]) -> np.ndarray:
 def test_a_step_without_noise_is_the_gradient_by_hand() -> None:
     data = Dataset(np.array([[1, 0], [0, -1]], dtype=np.float32), np.array([1, 0], dtype=np.float32))
 
-    delta = local_update(task(2), initial_parameters(task(2), 0), data, local(learning_rate=4.0))
+    delta = local_update(task(2), initial_parameters(task(2), 0), data, local(2, learning_rate=4.0))
 
     # at zero both probabilities are 1/2: the mean of (p - y) x is (-1/2 * (1, 0) + 1/2 * (0, -1)) / 2
     np.testing.assert_allclose(delta["weight"], [[1.0, 1.0]], atol=1e-6)
@@ -64,7 +66,7 @@ def test_the_delta_is_trained_minus_base() -> None:
     base = {"weight": np.full((1, 2), 3.0, dtype=np.float32), "bias": np.zeros(1, dtype=np.float32)}
     data = Dataset(np.array([[1, 0]] * 4, dtype=np.float32), np.ones(4, dtype=np.float32))
 
-    delta = local_update(task(2), base, data, local(steps=3))
+    delta = local_update(task(2), base, data, local(4, steps=3))
 
     assert 0 < delta["weight"][0, 0] < 1
     assert delta["weight"][0, 1] == 0
@@ -75,7 +77,7 @@ def test_noise_has_the_standard_deviation_of_the_mechanism() -> None:
     # Zero features leave every weight but the bias without a gradient, so that what it gets is noise alone.
     inputs, steps, noise, clipping_norm, learning_rate, rate, count = 100_000, 4, 1.5, 0.7, 0.3, 0.5, 40
     settings = local(
-        steps=steps, sample_rate=rate, learning_rate=learning_rate, clipping_norm=clipping_norm, noise_multiplier=noise
+        count, steps=steps, sample_rate=rate, learning_rate=learning_rate, clipping_norm=clipping_norm, noise_multiplier=noise
     )
     trainer = LocalTrainer(task(inputs), device="cpu", random=SecureRandom(KEY))
     base, data = initial_parameters(task(inputs), 0), rows(count, inputs, zero=True)
@@ -113,7 +115,7 @@ def test_the_sum_is_divided_by_the_expected_sample_size_and_not_by_the_drawn_one
     # One row whose gradient is clipped to norm 1, drawn or not; expected rows 1/2.
     data = Dataset(np.array([[1e3, 0]], dtype=np.float32), np.ones(1, dtype=np.float32))
     trainer = LocalTrainer(task(2), device="cpu", random=SecureRandom(KEY))
-    settings = local(sample_rate=0.5, noise_multiplier=0.0)
+    settings = local(1, sample_rate=0.5, noise_multiplier=0.0)
     base = initial_parameters(task(2), 0)
 
     norms = {round(float(np.linalg.norm(flat(trainer.local_update(base, data, settings)))), 3) for _ in range(20)}
@@ -126,7 +128,7 @@ def test_a_step_that_draws_no_row_still_adds_noise() -> None:
     trainer = LocalTrainer(task(inputs), device="cpu", random=SecureRandom(KEY))
 
     delta = trainer.local_update(
-        initial_parameters(task(inputs), 0), rows(10, inputs), local(steps=9, sample_rate=1e-9, noise_multiplier=2.0)
+        initial_parameters(task(inputs), 0), rows(10, inputs), local(10, steps=9, sample_rate=1e-9, noise_multiplier=2.0)
     )
 
     # nine steps of noise 2 divided by the expected 1e-8 rows
@@ -148,13 +150,13 @@ def test_a_large_sample_taken_in_pieces_gives_the_same_step() -> None:
 
 def test_every_update_draws_new_noise() -> None:
     trainer = LocalTrainer(task(50), device="cpu")
-    base, data, settings = initial_parameters(task(50), 0), rows(20, 50), local(noise_multiplier=1.0)
+    base, data, settings = initial_parameters(task(50), 0), rows(20, 50), local(20, noise_multiplier=1.0)
 
     assert not np.array_equal(flat(trainer.local_update(base, data, settings)), flat(trainer.local_update(base, data, settings)))
 
 
 def test_torchs_own_generator_has_no_say_in_the_noise() -> None:
-    base, data, settings = initial_parameters(task(50), 0), rows(20, 50), local(noise_multiplier=1.0)
+    base, data, settings = initial_parameters(task(50), 0), rows(20, 50), local(20, noise_multiplier=1.0)
     deltas = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -166,7 +168,7 @@ def test_torchs_own_generator_has_no_say_in_the_noise() -> None:
 def test_only_parameters_leave() -> None:
     spec = task(3, f'type = "{__name__}:grouped"')
 
-    delta = local_update(spec, initial_parameters(spec, 0), rows(20, 3), local(noise_multiplier=1.0))
+    delta = local_update(spec, initial_parameters(spec, 0), rows(20, 3), local(20, noise_multiplier=1.0))
 
     assert list(delta) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in delta.values())
@@ -189,7 +191,7 @@ def test_a_learning_rate_that_explodes_is_told_and_nothing_comes_out() -> None:
     data = Dataset(np.full((4, 1), 1e20, dtype=np.float32), np.array([0, 1, 1, 1], dtype=np.float32))
 
     with pytest.raises(FederationError, match="lower the learning rate"):
-        local_update(task(1), initial_parameters(task(1), 0), data, local(steps=3, learning_rate=1e30))
+        local_update(task(1), initial_parameters(task(1), 0), data, local(4, steps=3, learning_rate=1e30))
 
 
 def test_a_request_to_stop_is_heard_between_steps() -> None:
@@ -200,7 +202,7 @@ def test_a_request_to_stop_is_heard_between_steps() -> None:
         return len(asked) == 3
 
     with pytest.raises(TrainingStoppedError):
-        local_update(task(2), initial_parameters(task(2), 0), rows(5, 2), local(steps=10), should_stop=should_stop)
+        local_update(task(2), initial_parameters(task(2), 0), rows(5, 2), local(5, steps=10), should_stop=should_stop)
     assert len(asked) == 3
 
 
@@ -208,7 +210,7 @@ def test_training_without_noise_separates_what_can_be_separated() -> None:
     features = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     data = Dataset(features, (features[:, 0] > 0.2).astype(np.float32))
 
-    delta = local_update(task(1), initial_parameters(task(1), 0), data, local(steps=2000, learning_rate=5.0))
+    delta = local_update(task(1), initial_parameters(task(1), 0), data, local(40, steps=2000, learning_rate=5.0))
 
     assert -delta["bias"][0] / delta["weight"][0, 0] == pytest.approx(0.2, abs=0.03)
 
