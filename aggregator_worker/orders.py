@@ -1,7 +1,5 @@
 """The operator's orders as they arrive at the leader; each is settled by the next commit."""
 
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -31,7 +29,6 @@ class Orders:
     """Follows orders on behalf of a desk."""
 
     desk: Desk
-    clock: Callable[[], float] = time.monotonic
 
     def take(self, delivery: Delivery) -> Operation | None:
         """Follows an operator's order; returns it if it was applied just now."""
@@ -62,7 +59,7 @@ class Orders:
         """Takes a dead letter back. Raises RefusedOperationError where its update must not or cannot be folded."""
         author, letter = taken_back(operation, delivery)
         try:
-            upload = self.desk.intake.take(f"{author}, taken back", letter, now=self.clock())
+            upload = self.desk.intake.take(f"{author}, taken back", letter, now=self.desk.clock())
             if upload is not None:
                 with closing(upload):
                     self._readmit(author, upload)
