@@ -11,8 +11,8 @@ from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
 from client_worker.ledger import Ledger
-from client_worker.local_work import LocalData, LocalWork, Member
-from client_worker.policy import accept_plan
+from client_worker.local_work import LocalData, LocalWork, Member, allowed_noise
+from client_worker.policy import require_task
 from client_worker.settings import ClientSettings
 from client_worker.standing import require_membership
 from client_worker.worker import run
@@ -72,7 +72,8 @@ def check_broker(settings: ClientSettings, data: LocalData) -> str:
         broker.close()
     require_membership(lineage, member(settings))
     if lineage.plan is not None:
-        accept_plan(lineage.plan, settings.policy, task_hash=data.task_hash)
+        require_task(lineage.plan, task_hash=data.task_hash)
+        allowed_noise(lineage.plan, settings.policy, data)
     return f"ok: {settings.institution} in run {head.manifest.run_id}, version {head.manifest.version}, {head.manifest.phase}"
 
 

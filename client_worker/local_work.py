@@ -11,7 +11,8 @@ import structlog
 from broker_config.spool import Spool
 from client_worker.ledger import Ledger, Reservation, Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
-from client_worker.policy import Policy
+from client_worker.pacing import wait_seconds
+from client_worker.policy import Policy, check_noise, check_privacy
 from shared import messages
 from shared.codec import Encoded
 from shared.errors import PrivacyBudgetExhaustedError
@@ -58,6 +59,16 @@ class LocalData:
     epsilon: Callable[[Sequence[Charge], float], float]
     report: Callable[[Parameters, float], Metrics] | None = None
     unit: Unit = "record"
+
+
+def allowed_noise(plan: Plan, policy: Policy, data: LocalData) -> float | None:
+    """The noise multiplier that the plan needs here, None without noise. Raises PlanRefusedError where the policy forbids it."""
+    check_privacy(policy, plan.privacy)
+    if plan.privacy.mechanism == "none":
+        return None
+    sigma = data.noise_multiplier(plan)
+    check_noise(policy, sigma)
+    return sigma
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +129,35 @@ class LocalWork:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     def afford(self, plan: Plan) -> PrivacyStatement:
-        """What one more local training would state. Raises PrivacyBudgetExhaustedError when it would cost too much."""
+        """What one more local training would state.
+
+        Raises PlanRefusedError where the policy forbids the plan, PrivacyBudgetExhaustedError when it would cost too much.
+        """
+        sigma = allowed_noise(plan, self.member.policy, self.data)
         if self.ledger.totals.reservations >= plan.local.updates:
-            raise PrivacyBudgetExhaustedError(f"all {plan.local.updates} planned local trainings are used")
-        if plan.privacy.mechanism == "none":
+            raise PrivacyBudgetExhaustedError("updates", f"all {plan.local.updates} planned local trainings are used")
+        if sigma is None:
             return PrivacyStatement(mechanism="none", steps=plan.local.steps)
-        sigma = self.data.noise_multiplier(plan)
         totals = self.ledger.totals
         spent = totals.carried + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
-        allowed = min(plan.privacy.epsilon or 0.0, self.member.policy.max_epsilon)
+        allowed = plan.privacy.epsilon or 0.0  # which is within the policy
         if spent > allowed:
-            raise PrivacyBudgetExhaustedError(f"one more local training would spend epsilon {spent:.3f} of {allowed:g}")
+            raise PrivacyBudgetExhaustedError(
+                "epsilon", f"one more local training would spend epsilon {spent:.3f} of {allowed:g}"
+            )
         return statement_of(plan, sigma, epsilon_spent=spent, unit=self.data.unit)
+
+    def wait_seconds(self, plan: Plan, draw: float) -> float:
+        """How long the next training is to wait, so that the planned ones are spread over the plan's horizon."""
+        totals = self.ledger.totals
+        return wait_seconds(
+            plan.local,
+            done=totals.reservations,
+            opened_at=totals.opened_at_seconds,
+            last_begun_at=totals.reserved_at_seconds,
+            now=time.time(),
+            draw=draw,
+        )
 
     def carry_over(self, epsilon_stated: float, plan: Plan) -> None:
         """A new ledger goes on from what an earlier incarnation had stated, and one update more: it may have been under way."""

@@ -7,13 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.errors import SettingsError
 from shared.plan import Plan, PrivacyPlan
 
+Figure = Literal["accuracy", "log_loss", "mae"]
+Noised = Literal["dp-sgd", "update-gaussian"]
+
 
 class ReportPolicy(BaseModel):
-    """Whether noised validation metrics may leave: at most `at_most` reports, each at a cost of `epsilon_each`."""
+    """Whether noised validation metrics may leave, and which: at most `at_most` reports, each at a cost of `epsilon_each`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     allowed: bool = False
+    metrics: tuple[Figure, ...] = ("accuracy", "log_loss", "mae")
     epsilon_each: float = Field(default=0.2, gt=0)
     at_most: int = Field(default=5, ge=0)
 
@@ -25,32 +29,63 @@ class Policy(BaseModel):
 
     max_epsilon: float = Field(default=3.0, gt=0)
     max_target_delta: float = Field(default=1e-5, gt=0, lt=1)
+    min_noise_multiplier: float = Field(default=0.3, ge=0)
+    mechanisms: tuple[Noised, ...] = ("dp-sgd", "update-gaussian")
     allow_no_privacy: Literal["no", "yes, updates may leave without noise"] = "no"
     reports: ReportPolicy = ReportPolicy()
 
 
-def accept_plan(plan: Plan, policy: Policy, *, task_hash: str) -> None:
-    """Raises SettingsError when the plan is for another task, or asks for more than the policy allows."""
+class PlanRefusedError(SettingsError):
+    """The plan asks for more than the policy allows: raise the policy, or ask the operator for another plan.
+
+    `limit` names the setting that was reached.
+    """
+
+    def __init__(self, limit: str, reason: str) -> None:
+        super().__init__(reason)
+        self.limit = limit
+
+
+def require_task(plan: Plan, *, task_hash: str) -> None:
+    """Raises SettingsError when the plan is for another task than the institution's own."""
     if plan.task_hash != task_hash:
         raise SettingsError(
             f"the federation trains the task {plan.task!r} ({plan.task_hash[:12]}), the task file here is another one "
             f"({task_hash[:12]}); ask the operator for the same file"
         )
-    check_privacy(policy, plan.privacy)
 
 
 def check_privacy(policy: Policy, plan: PrivacyPlan) -> None:
-    """Raises SettingsError naming the first limit of the policy that the plan asks to pass."""
+    """Raises PlanRefusedError naming the first limit of the policy that the plan asks to pass."""
     if plan.mechanism == "none":
         if policy.allow_no_privacy == "no":
-            raise SettingsError(
+            raise PlanRefusedError(
+                "allow_no_privacy",
                 "the plan trains without noise and this institution's policy does not allow that; leave the federation, or set "
-                'policy.allow_no_privacy = "yes, updates may leave without noise"'
+                'policy.allow_no_privacy = "yes, updates may leave without noise"',
             )
         return
+    if plan.mechanism not in policy.mechanisms:
+        raise PlanRefusedError(
+            "mechanisms",
+            f"the plan asks for the mechanism {plan.mechanism}, this institution's policy allows {', '.join(policy.mechanisms)}",
+        )
     if plan.epsilon is None or plan.epsilon > policy.max_epsilon:
-        raise SettingsError(f"the plan asks for epsilon {plan.epsilon}, this institution's policy allows {policy.max_epsilon:g}")
+        raise PlanRefusedError(
+            "max_epsilon", f"the plan asks for epsilon {plan.epsilon}, this institution's policy allows {policy.max_epsilon:g}"
+        )
     if plan.target_delta > policy.max_target_delta:
-        raise SettingsError(
-            f"the plan asks for target delta {plan.target_delta:g}, this institution's policy allows {policy.max_target_delta:g}"
+        raise PlanRefusedError(
+            "max_target_delta",
+            f"the plan asks for target delta {plan.target_delta:g}, this institution's policy allows {policy.max_target_delta:g}",
+        )
+
+
+def check_noise(policy: Policy, noise_multiplier: float) -> None:
+    """Raises PlanRefusedError where the plan's budget needs less noise than the policy's least."""
+    if noise_multiplier < policy.min_noise_multiplier:
+        raise PlanRefusedError(
+            "min_noise_multiplier",
+            f"the plan needs a noise multiplier of {noise_multiplier:.3f} only, this institution's policy asks for "
+            f"{policy.min_noise_multiplier:g} at least",
         )

@@ -1,5 +1,6 @@
 """What an institution publishes, all of it on its own exchange. What the queue has no room for, the caller sends again."""
 
+import time
 from collections.abc import Iterable, Iterator
 
 import structlog
@@ -13,6 +14,8 @@ from shared.chunks import split
 from shared.errors import PublishRefusedError
 from shared.plan import Frozen
 
+REFUSED_PAUSE_SECONDS = 1.0
+
 log = structlog.get_logger()
 
 
@@ -22,6 +25,8 @@ class Sender:
     def __init__(self, work: LocalWork, broker: Broker) -> None:
         self._work = work
         self._broker = broker
+        self._posted: dict[str, tuple[Frozen, str]] = {}
+        self._deliver_after = 0.0
 
     def update(self, sealed: Sealed, chunk_bytes: int) -> bool:
         """Publishes an update from its first chunk on; a re-send is the same bytes under the same ids. False: not taken whole."""
@@ -40,8 +45,24 @@ class Sender:
         log.info("published", sequence=sealed.sequence, bytes=sealed.size)
         return True
 
+    def post(self, kind: str, body: Frozen, identity: str) -> None:
+        """Has `deliver` send a small message; one of the same kind that still waits is replaced."""
+        self._posted[kind] = (body, identity)
+        self._deliver_after = 0.0
+
+    def deliver(self, chunk_bytes: int) -> None:
+        """Sends what was posted; what the queue has no room for waits a moment."""
+        if not self._posted or time.monotonic() < self._deliver_after:
+            return
+        for kind, (body, identity) in list(self._posted.items()):
+            if not self.small(kind, body, identity, chunk_bytes):
+                self._deliver_after = time.monotonic() + REFUSED_PAUSE_SECONDS
+                return
+            del self._posted[kind]
+            log.info("sent", kind=kind)
+
     def small(self, kind: str, body: Frozen, identity: str, chunk_bytes: int) -> bool:
-        """Publishes a hello or report. False: the queue has no room just now."""
+        """Publishes a message without tensors. False: the queue has no room just now."""
         content, run_id = messages.encode(kind, body), self._work.member.run_id
         return self._publish(split(content, kind=kind, run_id=run_id, identity=identity, chunk_bytes=chunk_bytes), kind)
 

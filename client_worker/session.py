@@ -1,5 +1,6 @@
 """The institution's loop over one connection: newest model in, sealed update out, and the wait until it is settled."""
 
+import random
 import secrets
 import time
 
@@ -9,14 +10,14 @@ from broker_config.downloads import ModelReader, Wanted
 from broker_config.streams import LineageReader
 from broker_config.topology import LINEAGE, MODEL, control_queue
 from client_worker.local_work import Base, LocalWork
-from client_worker.policy import accept_plan
-from client_worker.sending import Sender
+from client_worker.policy import PlanRefusedError, require_task
+from client_worker.sending import REFUSED_PAUSE_SECONDS, Sender
 from client_worker.standing import SameModelPause, require_membership, require_own, require_same_history
 from shared import messages, parameters
 from shared.broker import Broker, Delivery
 from shared.errors import PrivacyBudgetExhaustedError, RejectedMessageError, SettingsError
 from shared.lineage import Lineage
-from shared.messages import Control, Hello, ManifestRecord, Metrics, PrivacyStatement, Report
+from shared.messages import Control, Hello, ManifestRecord, Metrics, PrivacyStatement, Report, Standing, StandingState
 from shared.parameters import Parameters
 from shared.plan import Limits, Plan
 
@@ -25,7 +26,6 @@ TICK_SECONDS = 0.05
 MOST_AT_ONCE = 64
 """Deliveries taken before the loop looks at everything else again."""
 RESEND_SECONDS = 60.0
-REFUSED_PAUSE_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -46,11 +46,11 @@ class Session:
         self._settled_from: Lineage | None = None
         self._send_after = 0.0
         self._sent = 0
-        self._report: Report | None = None
-        self._report_after = 0.0
         self._wanted: Wanted | None = None
         self._pause = SameModelPause()
-        self._spent_plan = ""
+        self._left_plan = ""
+        self._told_plan = ""
+        self._draw = random.random()  # noqa: S311 - it spreads institutions in time, nothing is hidden by it
         self._said: tuple[str, str] = ("", "")
         self.finished = False
 
@@ -61,7 +61,7 @@ class Session:
         member = self._work.member
         require_membership(lineage, member)
         if lineage.plan is not None:
-            self._accept(lineage.plan)
+            require_task(lineage.plan, task_hash=self._work.data.task_hash)
         self._broker.consume(control_queue(member.institution), prefetch=16)
         self._say_hello()
 
@@ -81,7 +81,7 @@ class Session:
         if self._reader.lineage is not self._settled_from:
             self._settle()
         self._work.seal()
-        self._send_report()
+        self._sender.deliver(self._chunk_bytes)
         waiting = self._work.ledger.unsettled()
         if waiting:
             if waiting[0].sequence != self._sent or time.monotonic() >= self._send_after:
@@ -90,9 +90,6 @@ class Session:
                 self._send_after = time.monotonic() + (self._patience_seconds if taken else REFUSED_PAUSE_SECONDS)
         elif self._work.training is None:
             self._train()
-
-    def _accept(self, plan: Plan) -> None:
-        accept_plan(plan, self._work.member.policy, task_hash=self._work.data.task_hash)
 
     def _take(self, delivery: Delivery) -> None:
         if delivery.queue == MODEL:
@@ -195,6 +192,7 @@ class Session:
             log.warning("the model came too late to train on, beginning with the newest", version=wanted.version)
             return
         plan, statement = permitted
+        self._draw = random.random()  # noqa: S311
         _require_room(plan, 4 * parameters.count(model))
         self._pause.begun(wanted.blob.hash)
         self._work.begin(Base(wanted.version, wanted.blob, manifest.plan_hash), model, plan, statement)
@@ -204,15 +202,41 @@ class Session:
         """What one more training may be and what it would state; None, and said why, where there is to be none now."""
         head, lineage = self._reader.current()
         plan, plan_hash = lineage.plan, head.manifest.plan_hash
-        if plan is None or plan_hash == self._spent_plan:
+        if plan is None or plan_hash == self._left_plan:
             return None
-        self._accept(plan)
+        require_task(plan, task_hash=self._work.data.task_hash)
         try:
-            return plan, self._work.afford(plan)
+            statement = self._work.afford(plan)
+        except PlanRefusedError as error:
+            self._leave(plan_hash, "plan_refused", error.limit, reason=str(error))
         except PrivacyBudgetExhaustedError as error:
-            self._spent_plan = plan_hash
-            self._say("budget_spent", str(error))
-            return None
+            self._leave(plan_hash, "budget_spent", error.limit, reason=str(error))
+        else:
+            self._tell_terms(plan, plan_hash, statement)
+            return None if self._work.wait_seconds(plan, self._draw) > 0 else (plan, statement)
+        return None
+
+    def _tell_terms(self, plan: Plan, plan_hash: str, statement: PrivacyStatement) -> None:
+        """One line of the log for each plan, before anything is trained under it."""
+        if self._told_plan != plan_hash:
+            self._told_plan = plan_hash
+            log.info("privacy plan", budget=plan.privacy.epsilon, updates=plan.local.updates, **statement.model_dump())
+
+    def _leave(self, plan_hash: str, state: StandingState, limit: str, *, reason: str) -> None:
+        """No more trainings under this plan; the aggregator is told, so that nobody waits for this institution."""
+        self._left_plan = plan_hash
+        self._say(state, reason)
+        member = self._work.member
+        standing = Standing(
+            run_id=member.run_id,
+            institution=member.institution,
+            incarnation=member.incarnation,
+            plan_hash=plan_hash,
+            state=state,
+            limit=limit,
+            reason=reason[:200],
+        )
+        self._sender.post("standing", standing, f"standing-{self._nonce}-{plan_hash[:16]}")
 
     def _choose(self) -> Wanted | None:
         """What to train on: a large model that is partly here while that makes sense, else the newest; None during a pause."""
@@ -242,9 +266,9 @@ class Session:
     def _make_report(self, base: Wanted, model: Parameters) -> None:
         released = self._work.metrics(model, base.version)
         if released is not None:
-            self._report = self._report_of(base, *released)
-            self._report_after = 0.0
-            self._send_report()
+            report, number = self._report_of(base, *released), self._work.ledger.totals.reports
+            self._sender.post("report", report, f"report-{report.institution}-{report.incarnation}-{number}")
+            log.info("reporting", version=report.version, epsilon=report.epsilon, **report.metrics)
 
     def _report_of(self, base: Wanted, metrics: Metrics, epsilon: float) -> Report:
         member = self._work.member
@@ -257,17 +281,6 @@ class Session:
             metrics=metrics,
             epsilon=epsilon,
         )
-
-    def _send_report(self) -> None:
-        report = self._report
-        if report is None or time.monotonic() < self._report_after:
-            return
-        identity = f"report-{report.institution}-{report.incarnation}-{self._work.ledger.totals.reports}"
-        if self._sender.small("report", report, identity, self._chunk_bytes):
-            self._report = None
-            log.info("reported", version=report.version, epsilon=report.epsilon, **report.metrics)
-        else:
-            self._report_after = time.monotonic() + REFUSED_PAUSE_SECONDS
 
     def _say(self, state: str, reason: str) -> None:
         if self._said != (state, reason):

@@ -67,7 +67,11 @@ class PublishRefusedError(BrokerUnavailableError):
 
 
 class PrivacyBudgetExhaustedError(FederationError):
-    """One more local training would spend more than the institution allows."""
+    """One more local training would pass what is planned or allowed; `limit` names which."""
+
+    def __init__(self, limit: str, reason: str) -> None:
+        super().__init__(reason)
+        self.limit = limit
 
 
 class RejectedMessageError(FederationError):

@@ -6,7 +6,7 @@ import pytest
 
 from client_worker.ledger import Ledger
 from client_worker.local_work import Base, LocalWork
-from client_worker.policy import Policy, ReportPolicy
+from client_worker.policy import PlanRefusedError, Policy, ReportPolicy
 from shared import messages
 from shared.errors import PrivacyBudgetExhaustedError, StorageError
 from shared.plan import LocalPlan, PrivacyPlan
@@ -115,10 +115,17 @@ def test_a_training_that_would_spend_more_than_the_plan_is_not_begun(make):
         work.afford(NOISED)
 
 
-def test_a_training_that_would_spend_more_than_the_policy_is_not_begun(make):
-    work = make(policy=Policy(max_epsilon=0.75))
-    trained(work)
-    with pytest.raises(PrivacyBudgetExhaustedError, match=r"epsilon 1\.000 of 0\.75"):
+@pytest.mark.parametrize("policy", [Policy(max_epsilon=1.99), Policy(max_epsilon=5.0, min_noise_multiplier=1.26)])
+def test_a_training_under_a_plan_that_the_policy_forbids_is_not_begun(make, policy):
+    work = make(policy=policy)
+    with pytest.raises(PlanRefusedError):
+        work.afford(NOISED)
+
+
+def test_what_an_earlier_incarnation_spent_counts_against_the_budget(make):
+    work = make()
+    work.ledger.carry(1.75)
+    with pytest.raises(PrivacyBudgetExhaustedError, match=r"epsilon 2\.250 of 2"):
         work.afford(NOISED)
 
 

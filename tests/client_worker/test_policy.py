@@ -1,6 +1,6 @@
 import pytest
 
-from client_worker.policy import Policy, accept_plan, check_privacy
+from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, require_task
 from shared.errors import SettingsError
 from shared.plan import PrivacyPlan
 from tests.builders import a_plan
@@ -14,17 +14,25 @@ def test_a_plan_within_the_policy_is_accepted(policy):
 
 
 @pytest.mark.parametrize(
-    ("policy", "plan", "reason"),
+    ("policy", "plan", "limit", "reason"),
     [
-        (Policy(max_epsilon=2.99), ASKED, "epsilon 3.0, this institution's policy allows 2.99"),
-        (Policy(max_target_delta=1e-6), ASKED, "target delta 1e-05, this institution's policy allows 1e-06"),
-        (Policy(max_epsilon=1000.0), ASKED.model_copy(update={"epsilon": None}), "epsilon None"),
-        (Policy(max_epsilon=1000.0), PrivacyPlan(mechanism="none", epsilon=None), "trains without noise"),
+        (Policy(max_epsilon=2.99), ASKED, "max_epsilon", "epsilon 3.0, this institution's policy allows 2.99"),
+        (Policy(max_target_delta=1e-6), ASKED, "max_target_delta", "delta 1e-05, this institution's policy allows 1e-06"),
+        (Policy(max_epsilon=1000.0), ASKED.model_copy(update={"epsilon": None}), "max_epsilon", "epsilon None"),
+        (Policy(max_epsilon=1000.0), PrivacyPlan(mechanism="none", epsilon=None), "allow_no_privacy", "trains without noise"),
+        (Policy(mechanisms=("update-gaussian",)), ASKED, "mechanisms", "asks for the mechanism dp-sgd"),
     ],
 )
-def test_a_plan_beyond_the_policy_is_refused_by_the_limit_it_passes(policy, plan, reason):
-    with pytest.raises(SettingsError, match=reason):
+def test_a_plan_beyond_the_policy_is_refused_by_the_limit_it_passes(policy, plan, limit, reason):
+    with pytest.raises(PlanRefusedError, match=reason) as refused:
         check_privacy(policy, plan)
+    assert refused.value.limit == limit
+
+
+def test_a_plan_that_needs_less_noise_than_the_policys_least_is_refused():
+    check_noise(Policy(min_noise_multiplier=0.8), 0.8)
+    with pytest.raises(PlanRefusedError, match=r"noise multiplier of 0\.799 only, .* asks for 0\.8 at least"):
+        check_noise(Policy(min_noise_multiplier=0.8), 0.799)
 
 
 def test_no_noise_needs_the_whole_sentence():
@@ -39,11 +47,6 @@ def test_reports_stay_unless_they_are_allowed():
 
 def test_a_plan_for_another_task_is_refused():
     plan = a_plan(privacy=ASKED)
-    accept_plan(plan, Policy(), task_hash="0" * 64)
+    require_task(plan, task_hash="0" * 64)
     with pytest.raises(SettingsError, match="ask the operator for the same file"):
-        accept_plan(plan, Policy(), task_hash="9" * 64)
-
-
-def test_a_plan_for_this_task_must_keep_to_the_policy():
-    with pytest.raises(SettingsError, match="policy allows 1"):
-        accept_plan(a_plan(privacy=ASKED), Policy(max_epsilon=1.0), task_hash="0" * 64)
+        require_task(plan, task_hash="9" * 64)

@@ -17,7 +17,7 @@ from shared import messages
 from shared.broker import Message
 from shared.chunks import split
 from shared.errors import CheckpointError, SettingsError, TopologyError
-from shared.messages import BlobName, Entry, Hello, Location, ManifestRecord, Update
+from shared.messages import BlobName, Entry, Hello, Location, ManifestRecord, Standing, Update
 from shared.plan import Limits as PlanLimits
 from shared.plan import LocalPlan, Plan, PrivacyPlan
 from tests.builders import NAMES, RUN, a_claim, a_manifest, a_plan, array, name_of
@@ -280,21 +280,45 @@ def test_another_run_is_not_ours(scene):
         Session(work, scene.rabbit.connect("bank-a")).open()
 
 
-def test_a_plan_beyond_the_policy_stops_the_worker_before_it_trains(scene):
+def standing(scene: Scene, session: Session) -> tuple[str, str, str]:
+    """What the institution said of a plan: its state, the limit, and the plan."""
+    turned(session, 3)
+    kind, _, body = scene.received()
+    said = messages.decode(Standing, kind, body, max_bytes=2**16)
+    return said.state, said.limit, said.plan_hash
+
+
+def test_a_plan_beyond_the_policy_is_refused_by_a_message_that_names_the_limit_and_nothing_is_trained(scene):
+    scene.member = replace(scene.member, policy=Policy())
+    session = scene.welcomed()
+    assert standing(scene, session) == ("plan_refused", "allow_no_privacy", scene.plan.hash)
+    turned(session, 10)
+    assert scene.nothing_received()
+    assert (scene.work.ledger.totals.reservations, session.finished) == (0, False)
+
+
+def test_a_worker_that_refuses_a_plan_trains_under_the_next_one_that_it_allows(scene):
     session = scene.welcomed()
     first, digest = scene.update(session)
     scene.plan = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=500.0))
     scene.settle(first, digest, model=1.0)
-    with pytest.raises(SettingsError, match="epsilon 500"):
-        turned(session)
+    assert standing(scene, session) == ("plan_refused", "max_epsilon", scene.plan.hash)
     assert scene.work.ledger.totals.reservations == 1
+    scene.plan = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=5.0))
+    scene.commit(2.0)
+    assert scene.update(session)[0].plan_hash == scene.plan.hash
 
 
-def test_a_plan_beyond_the_policy_is_refused_at_the_start(scene):
-    scene.member = replace(scene.member, policy=Policy())
-    with pytest.raises(SettingsError, match="trains without noise"):
-        scene.session().open()
+def test_updates_are_spread_over_the_horizon(tmp_path):
+    scene = Scene(tmp_path, a_plan(local=LocalPlan(updates=10, horizon_seconds=1000.0)))
+    session = scene.welcomed()
+    first, digest = scene.update(session)
+    scene.settle(first, digest, model=1.0)
+    turned(session, 10)
     assert scene.nothing_received()
+    scene.work.ledger.totals.reserved_at_seconds -= 125  # spaced by 1000 / 9 seconds, give or take a tenth
+    assert scene.update(session)[0].base_version == 1
+    scene.close()
 
 
 def test_a_spent_budget_stops_training_and_keeps_the_worker_up(tmp_path):
@@ -303,7 +327,7 @@ def test_a_spent_budget_stops_training_and_keeps_the_worker_up(tmp_path):
     first, digest = scene.update(session)
     assert first.privacy.epsilon_spent == 0.5
     scene.settle(first, digest, model=1.0)
-    turned(session, 10)
+    assert standing(scene, session) == ("budget_spent", "epsilon", scene.plan.hash)
     assert (scene.work.ledger.totals.reservations, session.finished) == (1, False)
     scene.commit(2.0)
     turned(session)
