@@ -75,6 +75,7 @@ class Totals:
     carried: float = 0.0
     reservations: int = 0
     reports: int = 0
+    unprotected: int = 0
     opened_at_seconds: int = 0
     reserved_at_seconds: int = 0
 
@@ -90,6 +91,7 @@ class Totals:
             case "RESERVED":
                 self.reservations += 1
                 self.reserved_at_seconds = at_seconds
+                self.unprotected += fields["noise_multiplier"] is None
                 if fields["noise_multiplier"] is not None:
                     self.charges.append(Charge(fields["noise_multiplier"], fields["sample_rate"], fields["steps"]))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from broker_config.spool import Spool
+from client_worker.compact import compacted
 from client_worker.ledger import Ledger, Reservation, Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
 from client_worker.pacing import wait_seconds
@@ -17,6 +18,7 @@ from shared import messages
 from shared.codec import Encoded
 from shared.errors import PrivacyBudgetExhaustedError
 from shared.messages import BlobName, Metrics, PrivacyStatement, Unit, Update
+from shared.noise import noise_std
 from shared.parameters import Parameters
 from shared.plan import Plan
 
@@ -139,6 +141,10 @@ class LocalWork:
         if sigma is None:
             return PrivacyStatement(mechanism="none", steps=plan.local.steps)
         totals = self.ledger.totals
+        if totals.unprotected:
+            raise PrivacyBudgetExhaustedError(
+                "epsilon", f"{totals.unprotected} local trainings were without noise: no epsilon holds for these rows any more"
+            )
         spent = totals.carried + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
         allowed = plan.privacy.epsilon or 0.0  # which is within the policy
         if spent > allowed:
@@ -238,7 +244,8 @@ class LocalWork:
             num_examples=self.data.num_examples,
             privacy=training.statement,
         )
-        return messages.encode_parts("update", update, delta)
+        std = noise_std(training.statement, training.plan, self.data.num_examples)
+        return messages.encode_parts("update", update, compacted(delta, training.plan.update_encoding, std))
 
     def metrics(self, model: Parameters, version: int) -> tuple[Metrics, float] | None:
         """Noised validation metrics to be sent, charged first; None where the policy or the number of reports forbids it."""

@@ -14,6 +14,7 @@ from broker_config.logins import Logins
 from broker_config.provision import administration
 from broker_config.streams import last_offset
 from broker_config.topology import LINEAGE
+from client_worker.policy import Noised
 from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, bytes_of, epsilon_of, positive
 from operator_console.federation_folder import FederationFolder, named
 from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions
@@ -29,7 +30,9 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     folder: Folder = DEFAULT_FOLDER,
     epsilon: EpsilonText = "3",
     target_delta: Annotated[float, typer.Option(callback=positive, max=0.1, help="Of the privacy budget.")] = TARGET_DELTA,
+    mechanism: Annotated[Noised, typer.Option(help="What noise protects: a record, or an institution as a whole.")] = "dp-sgd",
     updates: Annotated[int | None, typer.Option(min=1, help="Updates that an institution gives at most.")] = None,
+    horizon_seconds: Annotated[float, typer.Option(min=0, help="Each one's updates are spread over so long.")] = 0.0,
     buffer_size: Annotated[int | None, typer.Option(min=1, help="K: a version is made of so many updates.")] = None,
     max_wait_seconds: Annotated[float, typer.Option(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
     server_learning_rate: Annotated[float | None, typer.Option(callback=positive, help="Step of the global model.")] = None,
@@ -51,7 +54,9 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     options = PlanOptions(
         epsilon=epsilon_of(epsilon),
         target_delta=target_delta,
+        mechanism=mechanism,
         updates=updates,
+        horizon_seconds=horizon_seconds,
         buffer_size=buffer_size,
         server_learning_rate=server_learning_rate,
         max_wait_seconds=max_wait_seconds,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from broker_config.room import needed_bytes
 from broker_config.topology import MIB
 from broker_config.topology import Limits as BrokerLimits
+from client_worker.policy import Noised
 from shared.codec import Dtype
 from shared.errors import SettingsError
 from shared.messages import SMALL_BYTES, encode_model
@@ -29,7 +30,9 @@ class PlanOptions:
 
     epsilon: float | None = 3.0
     target_delta: float = TARGET_DELTA
+    mechanism: Noised = "dp-sgd"
     updates: int | None = None
+    horizon_seconds: float = 0.0
     buffer_size: int | None = None
     server_learning_rate: float | None = None
     max_wait_seconds: float = 5.0
@@ -113,9 +116,10 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing
             sample_rate=training.sample_rate,
             learning_rate=training.learning_rate,
             updates=options.updates or training.updates,
+            horizon_seconds=options.horizon_seconds,
         ),
         privacy=PrivacyPlan(
-            mechanism="none" if options.epsilon is None else "dp-sgd",
+            mechanism="none" if options.epsilon is None else options.mechanism,
             epsilon=options.epsilon,
             target_delta=options.target_delta,
             clipping_norm=training.clipping_norm,

@@ -122,6 +122,13 @@ def test_a_training_under_a_plan_that_the_policy_forbids_is_not_begun(make, poli
         work.afford(NOISED)
 
 
+def test_after_a_training_without_noise_no_budget_holds_any_more(make):
+    work = make()
+    work.begin(BASE, MODEL, a_plan(), work.afford(a_plan()))
+    with pytest.raises(PrivacyBudgetExhaustedError, match="1 local trainings were without noise"):
+        work.afford(NOISED)
+
+
 def test_what_an_earlier_incarnation_spent_counts_against_the_budget(make):
     work = make()
     work.ledger.carry(1.75)

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import typer
 
+import builtin_tasks
 from operator_console.command_options import bytes_of
-from operator_console.plan_options import PlanOptions, RoomOptions, Sizes, broker_limits, sizes_of, version_spacing_seconds
+from operator_console.plan_options import (
+    PlanOptions,
+    RoomOptions,
+    Sizes,
+    broker_limits,
+    plan_for,
+    sizes_of,
+    version_spacing_seconds,
+)
 from shared.errors import SettingsError
+from shared.tasks.spec import parse_task
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -79,3 +89,12 @@ def test_a_size_is_bytes_or_a_binary_unit(text, size):
 def test_any_other_size_is_refused(text):
     with pytest.raises(typer.BadParameter, match="is not a size such as 512MiB"):
         bytes_of(text)
+
+
+def test_what_an_operator_chooses_of_privacy_and_pace_is_in_the_plan():
+    spec = parse_task(builtin_tasks.task_text("heart-disease"), source="task")
+    options = PlanOptions(epsilon=2.0, target_delta=1e-3, mechanism="update-gaussian", updates=7, horizon_seconds=3600.0)
+    plan = plan_for(spec, options, update_bytes=1 << 20)
+    assert (plan.privacy.mechanism, plan.privacy.epsilon, plan.privacy.target_delta) == ("update-gaussian", 2.0, 1e-3)
+    assert (plan.local.updates, plan.local.horizon_seconds) == (7, 3600.0)
+    assert plan_for(spec, PlanOptions(epsilon=None), update_bytes=1 << 20).privacy.mechanism == "none"
