@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from client_worker.data import fingerprint, load_dataset
 from client_worker.local_work import LocalData
-from client_worker.mechanism import LocalTraining, charge_of
-from client_worker.privacy import calibrate_noise_multiplier, epsilon_after
+from client_worker.mechanism import LocalTraining
+from client_worker.privacy import epsilon_after, planned_noise_multiplier
 from client_worker.randomness import SecureRandom
 from client_worker.reports import release_report
 from client_worker.settings import ClientSettings
@@ -13,7 +13,6 @@ from client_worker.training import LocalTrainer
 from shared.errors import SettingsError
 from shared.messages import Metrics
 from shared.parameters import Parameters
-from shared.plan import Plan
 from shared.tasks.spec import TaskSpec, parse_task
 
 
@@ -40,17 +39,10 @@ def open_data(settings: ClientSettings) -> LocalData:
         fingerprint=fingerprint(settings.training_file),
         num_examples=settings.num_examples,
         train=train,
-        noise_multiplier=_noise_multiplier,
+        noise_multiplier=planned_noise_multiplier,
         epsilon=epsilon_after,
         report=_report(settings, spec),
     )
-
-
-def _noise_multiplier(plan: Plan) -> float:
-    if plan.privacy.epsilon is None:
-        raise SettingsError("the plan asks for noise and names no epsilon; ask the operator to correct it")
-    whole = charge_of(plan, 1.0, updates=plan.local.updates)
-    return calibrate_noise_multiplier(plan.privacy.epsilon, plan.privacy.target_delta, whole.sample_rate, whole.steps)
 
 
 def _report(settings: ClientSettings, spec: TaskSpec) -> Callable[[Parameters, float], Metrics] | None:
