@@ -16,7 +16,7 @@ def held_out_evaluation(spec: TaskSpec, file: Path) -> Callable[[Parameters], Me
     """A function from parameters to metrics on the held-out file, which is read once. Raises DataError."""
     try:
         with file.open("rb") as opened:
-            dataset = encode(spec, read_columns(opened, source=str(file)), str(file))
+            dataset = encode(spec, read_columns(opened, source=str(file)), str(file), with_persons=False)
     except OSError as error:
         raise DataError(f"held_out_file {file}: {error.strerror}") from error
 

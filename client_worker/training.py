@@ -1,8 +1,9 @@
-"""Local training: a delta from a base model, with DP-SGD or without noise.
+"""Local training: a delta from a base model, by DP-SGD, with noise on the whole update, or without noise.
 
 DP-SGD after Abadi et al. 2016, algorithm 1: each step draws a Poisson sample, clips the gradient of every example (all
 parameters together), adds Gaussian noise to the sum and divides by the expected sample size. Clipping is opacus's; noise and
-sampling come from a cryptographic generator.
+sampling come from a cryptographic generator. Where the task names persons, an example is a person: its gradient is the mean
+over its records, and all its records are drawn or none.
 """
 
 import functools
@@ -14,18 +15,19 @@ import torch
 from torch import nn
 
 from client_worker.mechanism import LocalTraining
+from client_worker.noisy_update import noised_update
 from client_worker.randomness import SecureRandom
+from client_worker.sampling import Sample, Sampler, summed_loss
 from shared.errors import FederationError, SettingsError
 from shared.parameters import Array, subtract
 from shared.tasks.features import Dataset
-from shared.tasks.loss import loss
 from shared.tasks.models import build_model, load_parameters, to_parameters
 from shared.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from client_worker.noisy_sgd import NoisySgd
 
-Step = Callable[[torch.Tensor, torch.Tensor], None]
+Step = Callable[[Sample], None]
 
 
 def _never() -> bool:
@@ -58,24 +60,32 @@ class LocalTrainer:
         *,
         should_stop: Callable[[], bool] = _never,
     ) -> dict[str, Array]:
-        """delta = trained - base after `settings.steps` steps.
+        """delta = trained - base after `settings.steps` steps, with the noise of `settings.mechanism`.
 
         Raises TrainingStoppedError between steps once `should_stop()` holds, FederationError if a number stops being finite.
         """
-        model = self._plain if settings.noise_multiplier is None else self._noisy.model
+        sigma = _noise_multiplier(settings)
+        if self._spec.person and dataset.persons is None:
+            raise ValueError(f"task {self._spec.name} protects persons, and the dataset does not say whose its rows are")
+        delta = self._trained(base, dataset, settings, should_stop)
+        if settings.mechanism == "update-gaussian":
+            return noised_update(delta, clipping_norm=settings.clipping_norm, noise_multiplier=sigma, random=self._random)
+        _require_finite(delta, self._spec, settings)
+        return delta
+
+    def _trained(
+        self, base: Mapping[str, Array], dataset: Dataset, settings: LocalTraining, should_stop: Callable[[], bool]
+    ) -> dict[str, Array]:
+        model = self._noisy.model if settings.mechanism == "dp-sgd" else self._plain
         load_parameters(model, base)
         model.train()
-        features = torch.from_numpy(dataset.features).to(self._device)
-        labels = torch.from_numpy(dataset.labels).to(self._device)
+        sampler = Sampler(dataset, settings.sample_rate, random=self._random, device=self._device)
         step = self._step(settings)
         for _ in range(settings.steps):
             if should_stop():
                 raise TrainingStoppedError("local training was stopped before its last step")
-            rows = torch.from_numpy(self._random.poisson_sample(len(dataset), settings.sample_rate)).to(self._device)
-            step(features[rows], labels[rows])
-        delta = subtract(to_parameters(model), base)
-        _require_finite(delta, self._spec, settings)
-        return delta
+            step(sampler.draw())
+        return subtract(to_parameters(model), base)
 
     @functools.cached_property
     def _plain(self) -> nn.Module:
@@ -89,12 +99,12 @@ class LocalTrainer:
         return NoisySgd(self._spec, build_model(self._spec, seed=0).to(self._device), self._random)
 
     def _step(self, settings: LocalTraining) -> Step:
-        if settings.noise_multiplier is None:
+        if settings.mechanism != "dp-sgd":
             return self._plain_step(settings.learning_rate, settings.expected_rows)
         return self._noisy.stepper(
             learning_rate=settings.learning_rate,
             clipping_norm=settings.clipping_norm,
-            noise_multiplier=settings.noise_multiplier,
+            noise_multiplier=_noise_multiplier(settings),
             expected_rows=settings.expected_rows,
         )
 
@@ -102,10 +112,10 @@ class LocalTrainer:
         model = self._plain
         optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
 
-        def step(features: torch.Tensor, labels: torch.Tensor) -> None:
+        def step(sample: Sample) -> None:
             optimizer.zero_grad()
-            if len(labels):
-                (loss(self._spec.kind, model(features), labels) / expected_rows).backward()  # type: ignore[no-untyped-call]
+            if sample.units:
+                (summed_loss(self._spec.kind, model(sample.features), sample) / expected_rows).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
         return step
@@ -120,7 +130,7 @@ def local_update(
     should_stop: Callable[[], bool] = _never,
 ) -> dict[str, Array]:
     """A single update by a trainer of its own, on the CPU."""
-    trainer = LocalTrainer(spec, device="cpu", private=settings.noise_multiplier is not None)
+    trainer = LocalTrainer(spec, device="cpu", private=settings.mechanism == "dp-sgd")
     return trainer.local_update(base, dataset, settings, should_stop=should_stop)
 
 
@@ -132,6 +142,13 @@ def choose_device(name: str) -> torch.device:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"device {name!r} cannot be used: {error}; use auto or cpu") from error
+
+
+def _noise_multiplier(settings: LocalTraining) -> float:
+    """0 for the mechanism "none". A missing noise multiplier must never pass for one."""
+    if (settings.mechanism == "none") != (settings.noise_multiplier is None):
+        raise ValueError(f"mechanism {settings.mechanism!r} does not go with the noise multiplier {settings.noise_multiplier}")
+    return settings.noise_multiplier or 0.0
 
 
 def _require_finite(delta: Mapping[str, Array], spec: TaskSpec, settings: LocalTraining) -> None:

@@ -50,7 +50,9 @@ class Comparing:
         found = self._wait()
         own = {each: evaluate(spec, model, self._rows(spec, each)) for each in found["alone"]}
         return Comparison(
-            federated=evaluate(spec, model, load_dataset(spec, self.folder.path / "held_out.csv", for_training=False)),
+            federated=evaluate(
+                spec, model, load_dataset(spec, self.folder.path / "held_out.csv", for_training=False, with_persons=False)
+            ),
             pooled=found["pooled"],
             alone=found["alone"],
             own_alone=found["own_alone"],
@@ -58,7 +60,7 @@ class Comparing:
         )
 
     def _rows(self, spec: TaskSpec, institution: str) -> Dataset:
-        return load_dataset(spec, self.folder.path / "data" / institution / "test.csv", for_training=False)
+        return load_dataset(spec, self.folder.path / "data" / institution / "test.csv", for_training=False, with_persons=False)
 
     def _wait(self) -> dict[str, Any]:
         if self._process.wait(COMPARISON_SECONDS) != 0:

@@ -44,8 +44,13 @@ def pooled(spec: TaskSpec, trainings: Sequence[Dataset], union_test: Dataset, *,
 
 
 def union(datasets: Sequence[Dataset]) -> Dataset:
-    """All rows, in the order given."""
-    return Dataset(np.concatenate([each.features for each in datasets]), np.concatenate([each.labels for each in datasets]))
+    """All rows, in the order given. Nobody is taken to be a person of two institutions."""
+    features, labels = np.concatenate([each.features for each in datasets]), np.concatenate([each.labels for each in datasets])
+    known = [each.persons for each in datasets if each.persons is not None]
+    if len(known) < len(datasets):
+        return Dataset(features, labels)
+    firsts = np.cumsum([0, *(each.units for each in datasets[:-1])])
+    return Dataset(features, labels, np.concatenate([persons + first for persons, first in zip(known, firsts, strict=True)]))
 
 
 def _merit(spec: TaskSpec, figures: Figures) -> float:
@@ -86,7 +91,7 @@ def _same_steps(spec: TaskSpec, training: Dataset, seed: int) -> dict[str, Array
         mechanism="none",
         steps=spec.training.steps * spec.training.updates,
         sample_rate=spec.training.sample_rate,
-        expected_rows=spec.training.sample_rate * len(training),
+        expected_rows=spec.training.sample_rate * training.units,
         learning_rate=spec.training.learning_rate,
         clipping_norm=spec.training.clipping_norm,
         noise_multiplier=None,

@@ -41,7 +41,10 @@ def compare(
 
 def baselines(spec: TaskSpec, trainings: dict[str, Dataset], folder: Path, *, held_out: Dataset, seed: int) -> dict[str, Any]:
     """Figures of each institution's own model, on all test rows and on its own, and of the pooled one."""
-    own_tests = {name: load_dataset(spec, folder / "data" / name / "test.csv", for_training=False) for name in trainings}
+    own_tests = {
+        name: load_dataset(spec, folder / "data" / name / "test.csv", for_training=False, with_persons=False)
+        for name in trainings
+    }
     models = {name: alone(spec, rows, own_tests[name], held_out, seed=seed) for name, rows in trainings.items()}
     return {
         "alone": {name: model.union for name, model in models.items()},

@@ -56,4 +56,4 @@ def read_folder(folder: Path) -> tuple[TaskSpec, dict[str, Dataset], Dataset]:
         raise SettingsError(f"{task}: {error.strerror}; give the folder that the demonstration's data was written to") from error
     files = sorted((folder / "data").glob("*/training.csv"))
     trainings = {file.parent.name: load_dataset(spec, file) for file in files}
-    return spec, trainings, load_dataset(spec, folder / "held_out.csv", for_training=False)
+    return spec, trainings, load_dataset(spec, folder / "held_out.csv", for_training=False, with_persons=False)

@@ -72,7 +72,7 @@ def simulate(spec: TaskSpec, members: Sequence[Member], options: Options, *, ran
     for due in federation.arrivals_in_order():
         base = federation.versions[due.base_version]
         rows = members[due.place].training
-        federation.receive(due, trainer.local_update(base, rows, _local_training(spec, sigma, len(rows))))
+        federation.receive(due, trainer.local_update(base, rows, _local_training(spec, sigma, rows.units)))
     return Run(federation.model, tuple(federation.folded), sigma)
 
 
@@ -94,7 +94,7 @@ class _Federation:
         self._buffer_size = options.buffer_size or rule.buffer_size
         self._updates = options.updates or spec.training.updates
         self._total = min(options.total or self._updates * len(members), self._updates * len(members))
-        self._examples = sum(len(member.training) for member in members)
+        self._examples = sum(member.training.units for member in members)
         self._buffered: list[tuple[_Due, dict[str, Array]]] = []
         self._version = 0
         self.model = initial_parameters(spec, options.seed)
@@ -127,7 +127,7 @@ class _Federation:
     def _fold(self, due: _Due, delta: dict[str, Array]) -> Arrival:
         member, staleness = self._members[due.place], self._version - due.base_version
         damping = staleness_weight(self._rule.staleness_function, staleness, exponent=self._rule.staleness_exponent)
-        weight = float(np.float32(self._rate * len(member.training) / self._examples * damping))
+        weight = float(np.float32(self._rate * member.training.units / self._examples * damping))
         fold_in_place(self.model, delta, weight)
         return Arrival(member.id, due.seconds, due.base_version, staleness, weight)
 
@@ -139,13 +139,13 @@ def _noise_multiplier(spec: TaskSpec, options: Options) -> float | None:
     return calibrate_noise_multiplier(options.epsilon, options.target_delta, spec.training.sample_rate, steps)
 
 
-def _local_training(spec: TaskSpec, sigma: float | None, rows: int) -> LocalTraining:
+def _local_training(spec: TaskSpec, sigma: float | None, units: int) -> LocalTraining:
     training = spec.training
     return LocalTraining(
         mechanism="none" if sigma is None else "dp-sgd",
         steps=training.steps,
         sample_rate=training.sample_rate,
-        expected_rows=training.sample_rate * rows,
+        expected_rows=training.sample_rate * units,
         learning_rate=training.learning_rate,
         clipping_norm=training.clipping_norm,
         noise_multiplier=sigma,

@@ -15,28 +15,44 @@ from shared.tasks.tables import select
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 FIRST_DATA_ROW = 2  # row 1 of a CSV file is its header
+MOST_EXACT_DIGITS = 15  # of a number that a float64 tells from its neighbours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Encoded rows: float32 features (rows, inputs); labels 0 or 1, or scaled to [-1, 1], in float32, or a class in int64."""
+    """Encoded rows: float32 features (rows, inputs); labels 0 or 1, or scaled to [-1, 1], in float32, or a class in int64.
+
+    `persons` says whose record each row is, as numbers from 0 without a gap; None where each row counts for itself. It is no
+    input of a model and never leaves.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[Any]
+    persons: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def units(self) -> int:
+        """How many are protected: persons, or rows where each counts for itself."""
+        return len(self) if self.persons is None else int(self.persons.max(initial=-1)) + 1
 
-def encode(spec: TaskSpec, table: pa.Table, source: str) -> Dataset:
-    """The dataset in a table that has the task's columns. Raises DataError naming file, column, row and remedy."""
-    columns = select(table, spec.columns, source=source)
+
+def encode(spec: TaskSpec, table: pa.Table, source: str, *, with_persons: bool = True) -> Dataset:
+    """The dataset in a table that has the task's columns. Raises DataError naming file, column, row and remedy.
+
+    Rows that are only judged by, and public, need no column of persons.
+    """
+    wanted = [name for name in spec.columns if with_persons or name != spec.person]
+    columns = select(table, wanted, source=source)
     features = np.empty((columns.num_rows, spec.inputs), dtype=np.float32)
     position = 0
     for block in _feature_blocks(spec, columns, source):
         features[:, position : position + block.shape[1]] = block
         position += block.shape[1]
-    return Dataset(features, _labels(spec, columns, source))
+    persons = _persons(columns[spec.person], spec.person, source) if spec.person and with_persons else None
+    return Dataset(features, _labels(spec, columns, source), persons)
 
 
 def require_trainable(spec: TaskSpec, dataset: Dataset, source: str) -> None:
@@ -53,6 +69,45 @@ def label_scale(label: Label) -> tuple[float, float]:
     if label.minimum is None or label.maximum is None:
         raise ValueError("only a regression label has a range")
     return (label.minimum + label.maximum) / 2, (label.maximum - label.minimum) / 2
+
+
+def example_rows(spec: TaskSpec, count: int) -> NDArray[np.float32]:
+    """Rows as encoded data may look, of no data: every number within its range, one category set in each column."""
+    blocks, place = [], np.arange(count)
+    columns = [group for group in spec.groups for _ in group.names]
+    for number, group in enumerate(columns):
+        block = np.zeros((count, group.width), dtype=np.float32)
+        if isinstance(group, Categorical):
+            block[place, (place + number) % group.width] = 1.0
+        else:
+            block[:, 0] = np.cos(1.0 + 1.7 * number + 2.3 * place)
+        blocks.append(block)
+    return np.hstack(blocks)
+
+
+def one_row_each(dataset: Dataset) -> Dataset:
+    """The first row of each person; the dataset itself where each row counts for itself."""
+    if dataset.persons is None:
+        return dataset
+    _, first = np.unique(dataset.persons, return_index=True)
+    return Dataset(dataset.features[first], dataset.labels[first], dataset.persons[first])
+
+
+def _persons(column: pa.ChunkedArray, name: str, source: str) -> NDArray[np.int64]:
+    """Equal cells become equal numbers; as in categories, 7, 7.0 and "7" are equal."""
+    values = [_person(cell) for cell in column.to_pylist()]
+    if "" in values:
+        where = f"{source}: person column {name!r}, row {values.index('') + FIRST_DATA_ROW}"
+        raise DataError(f"{where} is empty; say whose record it is or remove the row")
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _person(cell: object) -> str:
+    """Text as it stands where a float would not tell long numbers apart."""
+    text = "" if cell is None else str(cell).strip()
+    if text.lower() in MISSING:
+        return ""
+    return text if len(text) > MOST_EXACT_DIGITS else canonical(text)
 
 
 def _feature_blocks(spec: TaskSpec, columns: pa.Table, source: str) -> Iterator[NDArray[np.float32]]:

@@ -2,7 +2,7 @@
 
 import importlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from shared.tasks.spec import TaskSpec
 def build_model(spec: TaskSpec, *, seed: int) -> nn.Module:
     """A fresh model; the same seed gives the same parameters, and torch's global generator is left alone.
 
-    Raises SettingsError for a `module:function` that cannot be used, and for a model with buffers.
+    Raises SettingsError for a `module:function` that cannot be used, and for a model with buffers or batch normalisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _make(spec)
     _require_no_buffers(model, spec)
+    _require_rows_apart(model, spec)
     return model
 
 
@@ -32,18 +33,21 @@ def initial_parameters(spec: TaskSpec, seed: int) -> dict[str, Array]:
 
 
 def to_parameters(model: nn.Module) -> dict[str, Array]:
-    """Copies of the trainable arrays, in the order of the module."""
+    """Copies of the trainable arrays, in the order of the module. Frozen ones never travel: the task's function makes them."""
     return {
-        name: np.ascontiguousarray(value.detach().to("cpu", torch.float32).numpy().copy())
-        for name, value in model.named_parameters()
+        name: np.ascontiguousarray(value.detach().to("cpu", torch.float32).numpy().copy()) for name, value in _trainable(model)
     }
 
 
 def load_parameters(model: nn.Module, parameters: Mapping[str, Array]) -> None:
     """Writes the arrays into the module; names and shapes must be the module's own."""
     with torch.no_grad():
-        for name, value in model.named_parameters():
+        for name, value in _trainable(model):
             value.copy_(torch.from_numpy(np.array(parameters[name], dtype=np.float32)))
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, value) for name, value in model.named_parameters() if value.requires_grad)
 
 
 def _make(spec: TaskSpec) -> nn.Module:
@@ -98,3 +102,12 @@ def _require_no_buffers(model: nn.Module, spec: TaskSpec) -> None:
             f"task {spec.name}: the model keeps the buffer {name!r}, statistics that no noise protects; "
             "use torch.nn.GroupNorm instead of BatchNorm, and no running averages"
         )
+
+
+def _require_rows_apart(model: nn.Module, spec: TaskSpec) -> None:
+    """Batch normalisation mixes rows, even without running statistics: one row would move the gradient of every other."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise SettingsError(
+                f"task {spec.name}: the layer {name!r} ({type(layer).__name__}) mixes rows; use torch.nn.GroupNorm instead"
+            )

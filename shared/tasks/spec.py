@@ -172,12 +172,16 @@ class Aggregation(Frozen):
 
 
 class TaskSpec(Frozen):
-    """A whole task. Two tasks are the same if their hashes are, whatever their comments and layout."""
+    """A whole task. Two tasks are the same if their hashes are, whatever their comments and layout.
+
+    `person` is the column that says whose record a row is. With it privacy is that of a person with all its records.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     title: str = ""
     kind: Kind
     metric: str = ""
+    person: str = ""
     label: Label
     numeric: tuple[Numeric, ...] = ()
     categorical: tuple[Categorical, ...] = ()
@@ -220,8 +224,9 @@ class TaskSpec(Frozen):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column that a data file must have, the label last."""
-        return (*(name for group in self.groups for name in group.names), self.label.column)
+        """Every column that a data file must have, the person's first and the label last."""
+        features = (name for group in self.groups for name in group.names)
+        return (*((self.person,) if self.person else ()), *features, self.label.column)
 
 
 def parse_task(text: str, *, source: str) -> TaskSpec:
@@ -305,7 +310,7 @@ def _model_problem(task: TaskSpec) -> str:
 
 
 def _column_problem(task: TaskSpec) -> str:
-    if len(task.columns) == 1:
+    if not task.groups:
         return "no feature is declared; add a [[numeric]] or a [[categorical]] table"
     try:
         _each_once(task.columns, "column")

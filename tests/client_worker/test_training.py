@@ -9,6 +9,7 @@ from torch import nn
 
 from client_worker.noisy_sgd import NoisySgd
 from client_worker.randomness import SecureRandom
+from client_worker.sampling import Sample
 from client_worker.training import LocalTrainer, LocalTraining, TrainingStoppedError, choose_device, local_update
 from shared.errors import FederationError, SettingsError
 from shared.tasks.features import Dataset
@@ -46,6 +47,10 @@ def rows(count: int, inputs: int, *, zero: bool = False) -> Dataset:
     rng = np.random.default_rng(3)
     features = np.zeros((count, inputs)) if zero else rng.uniform(-1, 1, (count, inputs))
     return Dataset(features.astype(np.float32), (rng.random(count) < 0.4).astype(np.float32))
+
+
+def everything(rows: Dataset) -> Sample:
+    return Sample(torch.from_numpy(rows.features), torch.from_numpy(rows.labels), len(rows))
 
 
 def flat(delta: dict[str, np.ndarray]) -> np.ndarray:
@@ -102,7 +107,7 @@ def test_one_record_moves_a_step_by_at_most_the_clipping_norm(size: float) -> No
     def step(rows: Dataset) -> np.ndarray:
         # The same denominator for both: the mechanism divides by the expected sample size, which is public.
         sgd = NoisySgd(spec, build_model(spec, seed=1), SecureRandom(KEY))
-        sgd.stepper(expected_rows=20.0, **settings)(torch.from_numpy(rows.features), torch.from_numpy(rows.labels))
+        sgd.stepper(expected_rows=20.0, **settings)(everything(rows))
         return np.concatenate([p.detach().numpy().ravel() for p in sgd.model.parameters()])
 
     moved = np.linalg.norm(step(adversary) - step(data))
@@ -137,12 +142,11 @@ def test_a_step_that_draws_no_row_still_adds_noise() -> None:
 
 def test_a_large_sample_taken_in_pieces_gives_the_same_step() -> None:
     spec, data = task(3, 'type = "mlp"\nhidden = [2]'), rows(25, 3)
-    features, labels = torch.from_numpy(data.features), torch.from_numpy(data.labels)
 
     def step(rows_at_once: int) -> np.ndarray:
         sgd = NoisySgd(spec, build_model(spec, seed=0), SecureRandom(KEY))
         sgd.rows_at_once = rows_at_once
-        sgd.stepper(learning_rate=1.0, clipping_norm=0.2, noise_multiplier=1.0, expected_rows=25.0)(features, labels)
+        sgd.stepper(learning_rate=1.0, clipping_norm=0.2, noise_multiplier=1.0, expected_rows=25.0)(everything(data))
         return np.concatenate([p.detach().numpy().ravel() for p in sgd.model.parameters()])
 
     np.testing.assert_allclose(step(7), step(1000), atol=1e-6)
@@ -183,7 +187,7 @@ def normalised(inputs: int, outputs: int) -> nn.Module:
 
 
 def test_batch_normalisation_without_buffers_is_refused_too() -> None:
-    with pytest.raises(SettingsError, match="use GroupNorm"):
+    with pytest.raises(SettingsError, match=r"'1' \(BatchNorm1d\) mixes rows; use torch.nn.GroupNorm"):
         LocalTrainer(task(3, f'type = "{__name__}:normalised"'), device="cpu")
 
 
