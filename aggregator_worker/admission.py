@@ -5,10 +5,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from shared.compact import Delta, l2_norm
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.lineage import Lineage
 from shared.messages import Entry, Outcome, PrivacyStatement, Update
-from shared.parameters import Parameters, Shapes, l2_norm, require_shapes
+from shared.parameters import Shapes, require_shapes
 from shared.plan import Plan, PrivacyPlan
 
 EPSILON_TOLERANCE = 1e-6
@@ -74,7 +75,7 @@ def require_issued(incarnation: int, entry: Entry) -> None:
         raise UnknownInstitutionError(f"incarnation {incarnation} was never issued, {entry.incarnation} is the newest")
 
 
-def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes) -> Admission:
+def admit(update: Update, delta: Delta, *, lineage: Lineage, shapes: Shapes) -> Admission:
     """The outcome of an update that is next in order.
 
     A value, not an error: whatever is wrong with the content, the update's number is settled.
@@ -94,7 +95,7 @@ def admit(update: Update, delta: Parameters, *, lineage: Lineage, shapes: Shapes
     return _admit_content(update, delta, plan=plan, shapes=shapes, staleness=staleness)
 
 
-def _admit_content(update: Update, delta: Parameters, *, plan: Plan, shapes: Shapes, staleness: int) -> Admission:
+def _admit_content(update: Update, delta: Delta, *, plan: Plan, shapes: Shapes, staleness: int) -> Admission:
     try:
         require_shapes(delta, shapes)
     except IncompatibleUpdateError as error:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from shared.compact import Delta, blocks
 from shared.messages import Entry
-from shared.parameters import BLOCK, Array, Parameters
+from shared.parameters import BLOCK, Array
 from shared.plan import AggregationPlan, StalenessRule
 
 
@@ -62,14 +63,17 @@ def buffer_target(plan: AggregationPlan, table: Mapping[str, Entry]) -> int:
     return min(plan.buffer_size, max(1, active // 2))
 
 
-def fold_in_place(model: Mapping[str, Array], delta: Parameters, weight: float) -> None:
-    """model += weight x delta, the product rounded to float32 before it is added: replay repeats these two operations."""
+def fold_in_place(model: Mapping[str, Array], delta: Delta, weight: float) -> None:
+    """model += weight x delta, the product rounded to float32 before it is added: replay repeats these two operations.
+
+    A scaled number is rounded to float32 before it is multiplied. No more than a block of it exists as float32.
+    """
     factor, product = np.float32(weight), np.empty(BLOCK, dtype=np.float32)
     for name, array in model.items():
-        into, add = array.reshape(-1), delta[name].reshape(-1)
-        for start in range(0, into.size, BLOCK):
+        into = array.reshape(-1)
+        for start, add in zip(range(0, into.size, BLOCK), blocks(delta[name]), strict=True):
             part = into[start : start + BLOCK]
-            np.multiply(add[start : start + BLOCK], factor, out=product[: part.size])
+            np.multiply(add, factor, out=product[: part.size])
             np.add(part, product[: part.size], out=part)
 
 

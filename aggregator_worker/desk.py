@@ -13,6 +13,7 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
 from shared import messages
 from shared.broker import Broker, Delivery
+from shared.compact import Delta
 from shared.errors import (
     IncompatibleUpdateError,
     MalformedMessageError,
@@ -21,7 +22,6 @@ from shared.errors import (
     UnsupportedSchemaError,
 )
 from shared.messages import Control, Entry, Hello, Report, Settlement, Update
-from shared.parameters import Parameters
 
 QUIET_SECONDS = 0.05
 """How long settlements without a new version wait for company."""
@@ -78,7 +78,7 @@ class Desk:
                 self._take_whole(institution, upload)
         self.drop_surplus()
 
-    def settle(self, institution: str, upload: Upload, update: Update, delta: Parameters) -> Settlement:
+    def settle(self, institution: str, upload: Upload, update: Update, delta: Delta) -> Settlement:
         """Admits and settles an update whose turn it is; folds it where it is to be aggregated."""
         federation = self.federation
         admission = admit(update, delta, lineage=federation.lineage, shapes=federation.state.shapes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import buffer_target, share, update_weight
 from aggregator_worker.server_state import ServerState
+from shared.compact import Delta
 from shared.lineage import Lineage
 from shared.messages import (
     KEPT_OPERATIONS,
@@ -25,7 +26,6 @@ from shared.messages import (
     Settlement,
     Update,
 )
-from shared.parameters import Parameters
 from shared.plan import Plan
 
 WHOLE_EVERY = 16
@@ -86,7 +86,7 @@ class Federation:
         """Puts an entry of the table into the next manifest."""
         self.pending.changes[pseudonym] = entry
 
-    def settle(self, pseudonym: str, update: Update, content: str, *, admission: Admission, delta: Parameters) -> Settlement:
+    def settle(self, pseudonym: str, update: Update, content: str, *, admission: Admission, delta: Delta) -> Settlement:
         """Settles one admitted or refused update; folds its delta where it is to be aggregated."""
         weight = 0.0
         if admission.outcome == "aggregated":

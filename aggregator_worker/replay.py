@@ -7,12 +7,12 @@ import numpy as np
 
 from aggregator_worker.aggregation import share, update_weight
 from aggregator_worker.server_state import ServerState
+from shared.compact import Delta
 from shared.errors import FederationError
 from shared.messages import BlobName, Entry, Manifest, Settlement, Update, encode_model, encode_state
-from shared.parameters import Parameters
 from shared.plan import Plan
 
-Load = Callable[[Settlement], tuple[Update, Parameters]]
+Load = Callable[[Settlement], tuple[Update, Delta]]
 """An update and its delta, checked against the settlement's hash. Asked for once for each settlement, in the order folded."""
 Table = Mapping[str, Entry]
 

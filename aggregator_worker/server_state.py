@@ -10,6 +10,7 @@ import numpy as np
 
 from aggregator_worker.aggregation import fold_in_place, scale_in_place
 from shared import parameters
+from shared.compact import Delta
 from shared.errors import IncompatibleUpdateError
 from shared.parameters import Array, Parameters, Shapes
 from shared.plan import Plan
@@ -61,7 +62,7 @@ class ServerState:
         """What a delta must look like."""
         return parameters.shapes(self.model)
 
-    def fold(self, delta: Parameters, weight: float) -> None:
+    def fold(self, delta: Delta, weight: float) -> None:
         """Adds weight x delta to the model; with momentum, to what the next version will move by.
 
         FedAvgM (Hsu, Qi & Brown 2019, section 3.1): m = beta m + sum of weight x delta; model += m, once for each version.

@@ -10,7 +10,8 @@ from contextlib import suppress
 import numpy as np
 
 from aggregator_worker.aggregation import fold_in_place
-from shared import messages, parameters
+from shared import messages
+from shared.compact import l2_norm
 from shared.errors import RejectedMessageError
 
 
@@ -19,8 +20,8 @@ def main() -> None:
     content = sys.stdin.buffer.read()
     with suppress(RejectedMessageError):
         _, delta = messages.decode_update(content, max_bytes=len(content))
-        parameters.l2_norm(delta)
-        fold_in_place({name: np.zeros_like(array) for name, array in delta.items()}, delta, 1.0)
+        l2_norm(delta)
+        fold_in_place({name: np.zeros(tensor.shape, np.float32) for name, tensor in delta.items()}, delta, 1.0)
 
 
 if __name__ == "__main__":

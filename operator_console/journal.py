@@ -12,9 +12,9 @@ from broker_config.streams import last_offset
 from broker_config.topology import journal_queue
 from shared import messages
 from shared.broker import Broker, Delivery
+from shared.compact import Delta
 from shared.errors import FederationError
 from shared.messages import Settlement, Update
-from shared.parameters import Parameters
 
 IDLE_SECONDS = 5.0
 """So long is waited for a message that is known to be there."""
@@ -67,7 +67,7 @@ class Journal:
                 self._last[delivery.queue] = delivery.offset or 0
         return [settlement for settlement in wanted if not any(self._trace(settlement).tries())]
 
-    def load(self, settlement: Settlement) -> tuple[Update, Parameters]:
+    def load(self, settlement: Settlement) -> tuple[Update, Delta]:
         """One update that `find` looked for. Raises JournalGapError."""
         stream, trace = journal_queue(self._owner(settlement)), self._trace(settlement)
         for size, offsets in trace.tries():

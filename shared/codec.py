@@ -1,6 +1,7 @@
 """The body of every message: msgpack of [schema version, kind, fields, tensors]. docs/wire-format.md is its page.
 
-A tensor is [name, dtype, shape, encoding, scale, data]: little-endian, C order. No code travels, ever.
+A tensor is [name, dtype, shape, encoding, scale, data]: little-endian, C order. Its numbers are the data ("raw"), or the data
+times the scale ("scaled"). No code travels, ever.
 """
 
 import hashlib
@@ -14,8 +15,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.compact import Delta, Scaled, Tensor
 from shared.errors import MalformedMessageError, UnsupportedSchemaError
-from shared.parameters import Array, Parameters, from_bfloat16, to_bfloat16
+from shared.parameters import from_bfloat16, to_bfloat16
 
 SCHEMA_VERSION = 1
 MAX_TENSORS = 4096
@@ -24,14 +26,22 @@ MAX_DIMENSIONS = 8
 MAX_FIELDS_BYTES = 16 * 2**20
 """Small objects take up to 70 times their packed bytes in memory; only a tensor's data may be larger than this."""
 RAW = "raw"
+SCALED = "scaled"
 _MAX_TENSOR_HEAD_BYTES = 1024
 _MAX_ELEMENTS = 2**40
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _LONGEST_HEADER_BYTES = 5
 _USUAL_FIELDS_BYTES = 4096
+_LARGEST_STEP = float(np.finfo(np.float32).max)
 Dtype = Literal["float32", "bfloat16"]
-"""How a tensor's numbers travel; in memory they are float32."""
-_STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
+"""How a whole array's numbers travel; in memory they are float32."""
+_STORED: dict[tuple[str, str], np.dtype[Any]] = {
+    ("float32", RAW): np.dtype("<f4"),
+    ("bfloat16", RAW): np.dtype("<u2"),
+    ("int8", SCALED): np.dtype("i1"),
+    ("float16", SCALED): np.dtype("<f2"),
+}
+"""By dtype and encoding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +50,7 @@ class Content:
 
     kind: str
     fields: Mapping[str, Any]
-    tensors: dict[str, Array]
+    tensors: dict[str, Tensor]
 
 
 def content_hash(body: bytes) -> str:
@@ -89,35 +99,43 @@ class Encoded:
         return b"".join(self.buffers)
 
 
-def encode(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = None) -> bytes:
+def encode(kind: str, fields: Mapping[str, Any], tensors: Delta | None = None) -> bytes:
     """The same input gives the same bytes on every machine: maps keep their order, tensors go by name."""
     return encode_parts(kind, fields, tensors).joined()
 
 
-def encode_parts(kind: str, fields: Mapping[str, Any], tensors: Parameters | None = None, *, dtype: Dtype = "float32") -> Encoded:
-    """As `encode`; float32 tensors are views of their arrays, which must not change while the result is in use."""
+def encode_parts(kind: str, fields: Mapping[str, Any], tensors: Delta | None = None, *, dtype: Dtype = "float32") -> Encoded:
+    """As `encode`, arrays as `dtype`. What is not converted for it are views, which must not change while the result is used."""
     packer = msgpack.Packer(autoreset=False)
     packer.pack_array_header(4)
     for value in (SCHEMA_VERSION, kind, fields):
         packer.pack(value)
     packer.pack_array_header(len(tensors or {}))
     buffers: list[bytes | memoryview] = []
-    for name, array in sorted((tensors or {}).items()):
-        stored: NDArray[Any] = to_bfloat16(array) if dtype == "bfloat16" else array
-        little = np.ascontiguousarray(stored, dtype=_STORED[dtype])
+    for name, tensor in sorted((tensors or {}).items()):
+        travelling, encoding, scale, stored = _stored(tensor, dtype)
         packer.pack_array_header(6)
-        for part in (name, dtype, list(array.shape), RAW, None):
+        for part in (name, travelling, list(tensor.shape), encoding, scale):
             packer.pack(part)
-        buffers += [packer.bytes() + _bin_header(little.nbytes), little.reshape(-1).view(np.uint8).data]
+        buffers += [packer.bytes() + _bin_header(stored.nbytes), stored.reshape(-1).view(np.uint8).data]
         packer.reset()
     return Encoded(buffers or [packer.bytes()])
+
+
+def _stored(tensor: Tensor, dtype: Dtype) -> tuple[str, str, float | None, NDArray[Any]]:
+    """dtype, encoding, scale, and the numbers as they are written."""
+    if isinstance(tensor, Scaled):
+        travelling = tensor.values.dtype.name
+        return travelling, SCALED, tensor.step, np.ascontiguousarray(tensor.values, dtype=_STORED[travelling, SCALED])
+    stored: NDArray[Any] = to_bfloat16(tensor) if dtype == "bfloat16" else tensor
+    return dtype, RAW, None, np.ascontiguousarray(stored, dtype=_STORED[dtype, RAW])
 
 
 def decode(body: bytes | memoryview, *, max_bytes: int, max_fields_bytes: int = MAX_FIELDS_BYTES) -> Content:
     """Checks every declared length before memory is taken for it: the body against `max_bytes`, the fields on their own.
 
-    Raises MalformedMessageError or UnsupportedSchemaError. Arrays of float32 are read-only views into `body`, those of
-    bfloat16 are new.
+    Raises MalformedMessageError or UnsupportedSchemaError. Arrays of float32 and the values of scaled tensors are read-only
+    views into `body`, arrays of bfloat16 are new.
     """
     if len(body) > max_bytes:
         raise MalformedMessageError(f"{len(body)} bytes are more than the {max_bytes} allowed here")
@@ -201,34 +219,45 @@ def _bin_header(data_bytes: int) -> bytes:
     raise ValueError(f"a tensor of {data_bytes} bytes does not fit into msgpack")
 
 
-def _read_tensors(walk: _Walk) -> dict[str, Array]:
+def _read_tensors(walk: _Walk) -> dict[str, Tensor]:
     count = walk.array_header()
     if count > MAX_TENSORS:
         raise MalformedMessageError(f"{count} tensors are more than {MAX_TENSORS}")
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Tensor] = {}
     for _ in range(count):
-        name, array = _read_tensor(walk)
+        name, tensor = _read_tensor(walk)
         if name in tensors:
             raise MalformedMessageError(f"the tensor {name!r} stands twice")
-        tensors[name] = array
+        tensors[name] = tensor
     return tensors
 
 
-def _read_tensor(walk: _Walk) -> tuple[str, Array]:
+def _read_tensor(walk: _Walk) -> tuple[str, Tensor]:
     if walk.array_header() != 6:
         raise MalformedMessageError("a tensor must be an array of 6")
     name, dtype, shape, encoding, scale = walk.small(5, max_bytes=_MAX_TENSOR_HEAD_BYTES)
     if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedMessageError(f"a tensor's name must be a string of at most {MAX_NAME_BYTES} bytes")
-    if not isinstance(dtype, str) or dtype not in _STORED or encoding != RAW or scale is not None:
+    if not isinstance(dtype, str) or not isinstance(encoding, str) or (dtype, encoding) not in _STORED:
         raise MalformedMessageError(f"the tensor {name!r} has an unknown dtype or encoding")
+    if not (_is_step(scale) if encoding == SCALED else scale is None):
+        raise MalformedMessageError(f"the tensor {name!r} has a scale that its encoding does not have")
     if not _is_shape(shape):
         raise MalformedMessageError(f"the tensor {name!r} has an impossible shape")
-    data = walk.data()
-    if data is None or len(data) != math.prod(shape) * _STORED[dtype].itemsize:
+    stored, data = _STORED[dtype, encoding], walk.data()
+    if data is None or len(data) != math.prod(shape) * stored.itemsize:
         raise MalformedMessageError(f"the tensor {name!r} does not hold as many bytes as its shape needs")
-    stored = np.frombuffer(data, dtype=_STORED[dtype]).reshape(shape)
-    return name, from_bfloat16(stored) if dtype == "bfloat16" else stored
+    numbers = np.frombuffer(data, dtype=stored).reshape(shape)
+    if encoding == SCALED:
+        return name, Scaled(numbers, float(scale))
+    return name, from_bfloat16(numbers) if dtype == "bfloat16" else numbers
+
+
+def _is_step(scale: object) -> bool:
+    """Whether it is a float32 number, positive and finite: nobody may round it in a way of their own."""
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale <= _LARGEST_STEP:
+        return False
+    return float(np.float32(scale)) == scale
 
 
 def _is_shape(shape: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from shared import codec
+from shared.compact import Delta, Scaled
 from shared.errors import MalformedMessageError
 from shared.parameters import Parameters
 from shared.plan import Frozen, Mechanism, Plan
@@ -271,7 +272,7 @@ class _RecordFields(Frozen):
 Body = TypeVar("Body", bound=Frozen)
 
 
-def encode(kind: str, fields: Frozen, tensors: Parameters | None = None) -> bytes:
+def encode(kind: str, fields: Frozen, tensors: Delta | None = None) -> bytes:
     """The content bytes of a message; the same value gives the same bytes."""
     return codec.encode(kind, fields.model_dump(), tensors)
 
@@ -296,13 +297,13 @@ def decode(body_type: type[Body], kind: str, body: bytes, *, max_bytes: int) -> 
     return parse(body_type, kind, content)
 
 
-def decode_update(body: bytes | memoryview, *, max_bytes: int) -> tuple[Update, Parameters]:
-    """An update's fields and its delta; the arrays are read-only views into `body`."""
+def decode_update(body: bytes | memoryview, *, max_bytes: int) -> tuple[Update, Delta]:
+    """An update's fields and its delta; the tensors are read-only views into `body`."""
     content = codec.decode(body, max_bytes=max_bytes, max_fields_bytes=SMALL_BYTES)
     return parse(Update, "update", content), content.tensors
 
 
-def encode_parts(kind: str, fields: Frozen, tensors: Parameters) -> codec.Encoded:
+def encode_parts(kind: str, fields: Frozen, tensors: Delta) -> codec.Encoded:
     """As `encode`, for tensors too large to stand in memory twice; they must not change while the result is in use."""
     return codec.encode_parts(kind, fields.model_dump(), tensors)
 
@@ -322,7 +323,10 @@ def decode_model(body: bytes | memoryview, *, max_bytes: int, kind: Literal["mod
     content = codec.decode(body, max_bytes=max_bytes)
     if content.kind != kind:
         raise MalformedMessageError(f"a message of kind {content.kind[:40]!r} where {kind!r} was expected")
-    return content.tensors
+    arrays = {name: tensor for name, tensor in content.tensors.items() if not isinstance(tensor, Scaled)}
+    if len(arrays) < len(content.tensors):
+        raise MalformedMessageError(f"{kind}: a tensor has a scale; only those of updates may")
+    return arrays
 
 
 def manifest_record(epoch: int, manifest: Manifest, model_at: Location, state_at: Location | None = None) -> ManifestRecord:

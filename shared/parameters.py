@@ -1,7 +1,7 @@
 """Named arrays: a model's parameters, or a delta between two models."""
 
-import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ BLOCK = 2**16
 """How many values are worked on at a time: they stay in the processor's cache, and no whole array is made in between."""
 
 
+class Shaped(Protocol):
+    """Whatever stands for an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+
+
 def shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
     """Name to shape, in the order of the parameters."""
     return {name: array.shape for name, array in parameters.items()}
@@ -25,13 +33,7 @@ def count(parameters: Parameters) -> int:
     return sum(array.size for array in parameters.values())
 
 
-def l2_norm(parameters: Parameters) -> float:
-    """Euclidean norm over all arrays; not finite when any value is not, or when a square overflows float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(sum(float(np.dot(flat, flat)) for flat in (array.ravel() for array in parameters.values())))
-
-
-def require_shapes(parameters: Parameters, expected: Shapes) -> None:
+def require_shapes(parameters: Mapping[str, Shaped], expected: Shapes) -> None:
     """Raises IncompatibleUpdateError naming the first array that is missing, unknown or of another shape."""
     for name, shape in expected.items():
         if name not in parameters:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.errors import IncompatibleUpdateError
-from shared.parameters import BLOCK, copy, count, from_bfloat16, l2_norm, require_shapes, shapes, subtract, to_bfloat16
+from shared.parameters import BLOCK, copy, count, from_bfloat16, require_shapes, shapes, subtract, to_bfloat16
 from tests.builders import array
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": array(7)}
@@ -13,16 +13,6 @@ MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": array(7)}
 def test_shapes_and_count_describe_all_arrays():
     assert shapes(MODEL) == {"w": (2, 3), "b": (1,)}
     assert count(MODEL) == 7
-
-
-def test_the_norm_is_over_all_arrays_together():
-    assert l2_norm({"w": array(1, -2), "b": array(2), "c": array(4)}) == 5.0
-    assert l2_norm({}) == 0.0
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
-def test_the_norm_is_not_finite_when_a_value_or_its_square_is_not(value):
-    assert not math.isfinite(l2_norm({"w": array(1, value), "b": array(2)}))
 
 
 @pytest.mark.parametrize(
