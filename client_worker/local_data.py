@@ -7,7 +7,7 @@ from client_worker.local_work import LocalData
 from client_worker.mechanism import LocalTraining
 from client_worker.privacy import epsilon_after, planned_noise_multiplier
 from client_worker.randomness import SecureRandom
-from client_worker.reports import release_report
+from client_worker.reports import figures_of, release_report
 from client_worker.settings import ClientSettings
 from client_worker.training import LocalTrainer
 from shared.errors import SettingsError
@@ -42,12 +42,14 @@ def open_data(settings: ClientSettings) -> LocalData:
         noise_multiplier=planned_noise_multiplier,
         epsilon=epsilon_after,
         report=_report(settings, spec),
+        unit="person" if spec.person else "record",
     )
 
 
 def _report(settings: ClientSettings, spec: TaskSpec) -> Callable[[Parameters, float], Metrics] | None:
-    if settings.validation_file is None or not settings.policy.reports.allowed:
+    wanted = figures_of(spec, settings.policy.reports.metrics)
+    if settings.validation_file is None or not settings.policy.reports.allowed or not wanted:
         return None
     dataset = load_dataset(spec, settings.validation_file, for_training=False)
     random = SecureRandom()
-    return lambda model, epsilon: release_report(spec, model, dataset, epsilon=epsilon, random=random)
+    return lambda model, epsilon: release_report(spec, model, dataset, epsilon=epsilon, random=random, wanted=wanted)

@@ -31,10 +31,14 @@ class SecureRandom:
         normals = self._box_muller(4 * count)
         return np.asarray(normals.reshape(4, count).sum(axis=0) * 0.5)
 
-    def laplace(self, scale: float, count: int) -> NDArray[np.float64]:
-        """Laplace numbers of mean 0: the difference of two exponentials."""
-        logarithms = np.log(self.uniform(2 * count)).reshape(2, count)
-        return np.asarray(scale * (logarithms[0] - logarithms[1]))
+    def discrete_laplace(self, scale: float, count: int) -> NDArray[np.int64]:
+        """Whole numbers k with probability proportional to exp(-|k| / scale): differences of two geometric numbers.
+
+        Whole numbers have no low-order bits that could give away what they were added to (Mironov 2012).
+        """
+        exponentials = -np.log(self.uniform(2 * count)).reshape(2, count) * scale
+        first, second = np.floor(exponentials).astype(np.int64)
+        return np.asarray(first - second)
 
     def poisson_sample(self, count: int, rate: float) -> NDArray[np.int64]:
         """The indices below `count` that are drawn, each independently with probability `rate`."""

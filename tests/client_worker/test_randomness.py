@@ -38,10 +38,17 @@ def test_uniform_numbers_are_uniform_and_never_zero() -> None:
     assert 0.0 < numbers.min() < numbers.max() <= 1.0
 
 
-def test_laplace_numbers_have_their_law() -> None:
-    numbers = SecureRandom(KEY).laplace(2.0, 100_000)
+def test_discrete_laplace_numbers_have_their_law() -> None:
+    draws, ratio = 100_000, np.exp(-1 / 2.0)
+    numbers = SecureRandom(KEY).discrete_laplace(2.0, draws)
 
-    assert stats.kstest(numbers, stats.laplace(scale=2.0).cdf).pvalue > SMALLEST_P
+    # P(k) = (1 - r) / (1 + r) * r^|k|, the tails beyond 10 taken together
+    ks = np.arange(-10, 11)
+    expected = draws * (1 - ratio) / (1 + ratio) * ratio ** np.abs(ks)
+    found = np.array([(numbers == k).sum() for k in ks])
+    rest, rest_expected = draws - found.sum(), draws - expected.sum()
+    chi_square = ((found - expected) ** 2 / expected).sum() + (rest - rest_expected) ** 2 / rest_expected
+    assert SMALLEST_P < stats.chi2(len(ks)).sf(chi_square) < 1 - SMALLEST_P
 
 
 def test_every_row_is_drawn_independently_with_the_sample_rate() -> None:
