@@ -1,29 +1,30 @@
 """The privacy ledger and the outbox: a noised update and what it cost are on disk by one commit of one SQLite file.
 
-Append-only rows, chained by hash: RESERVED before the first noised step, SEALED with the bytes in the outbox, PUBLISHED,
-SETTLED. Epsilon counts everything reserved; nothing lowers it. A retry sends the same bytes and draws no new noise.
+Append-only rows, chained by hash: DATASET before the first training, RESERVED before its first noised step, SEALED with the
+bytes in the outbox, PUBLISHED, SETTLED. Epsilon counts everything reserved; nothing lowers it. A retry sends the same bytes and
+draws no new noise.
 """
 
 import errno
 import fcntl
-import hashlib
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-import msgpack
-
-from client_worker.mechanism import Charge
-from client_worker.outbox import LARGE_BYTES, OutboxFolder
+from client_worker.ledger_rows import SELECT_ROWS, LedgerRow, Sealed, State, Totals, chained, row_after
+from client_worker.outbox import OutboxFolder
 from shared.codec import Encoded
 from shared.errors import CheckpointError, FederationError, SettingsError, StorageError
 
 KEPT_SETTLED = 8
 """Settled updates kept for re-sending, in case the aggregator's watermark ever goes back."""
+ROUNDING = 1e-3
+"""By so much, relatively, two accountings of one history may differ: each rounds up in its own way."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
@@ -38,7 +39,6 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 _DISK_TROUBLE = ("SQLITE_FULL", "SQLITE_IOERR")
 
-State = Literal["OPENED", "CARRIED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
 Row = tuple[State, Mapping[str, Any]]
 Statement = tuple[str, tuple[Any, ...]]
 
@@ -49,51 +49,6 @@ class Reservation:
 
     number: int
     epsilon_spent: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """An update that is in the outbox, to be sent as it is now and at every retry."""
-
-    sequence: int
-    hash: str
-    size: int
-    settled: bool = False
-
-    @property
-    def in_file(self) -> bool:
-        """Whether the bytes lie in a file beside the ledger."""
-        return self.size > LARGE_BYTES
-
-
-@dataclass(slots=True)
-class Totals:
-    """What the rows add up to. `carried` is epsilon that an earlier incarnation had spent, as far as the federation knows."""
-
-    opened: Mapping[str, Any] | None = None
-    charges: list[Charge] = field(default_factory=list)
-    carried: float = 0.0
-    reservations: int = 0
-    reports: int = 0
-    unprotected: int = 0
-    opened_at_seconds: int = 0
-    reserved_at_seconds: int = 0
-
-    def add(self, state: str, fields: Mapping[str, Any], at_seconds: int) -> None:
-        """Counts one more row, written at this time of the wall clock."""
-        match state:
-            case "OPENED":
-                self.opened, self.opened_at_seconds = fields, at_seconds
-            case "CARRIED":
-                self.carried += fields["epsilon"]
-            case "REPORTED":
-                self.reports += 1
-            case "RESERVED":
-                self.reservations += 1
-                self.reserved_at_seconds = at_seconds
-                self.unprotected += fields["noise_multiplier"] is None
-                if fields["noise_multiplier"] is not None:
-                    self.charges.append(Charge(fields["noise_multiplier"], fields["sample_rate"], fields["steps"]))
 
 
 def _nothing() -> None:
@@ -133,13 +88,10 @@ class Ledger:
             self._opened = opened.pop_all()
 
     def _read_rows(self) -> None:
-        for number, state, at_seconds, fields, before, digest in self._database.execute(
-            "SELECT number, state, at_seconds, fields, previous, hash FROM ledger ORDER BY number"
-        ):
-            if before != self._last[1] or digest != _row_hash(number, state, at_seconds, fields=fields, previous=before):
-                raise CheckpointError(f"{self._path}: row {number} does not follow from the one before; the ledger was altered")
-            self._last = (number, digest)
-            self.totals.add(state, msgpack.unpackb(fields), at_seconds)
+        rows = map(LedgerRow._make, self._database.execute(SELECT_ROWS))
+        for row in chained(rows, source=str(self._path)):
+            self._last = (row.number, row.hash)
+            self.totals.add(row.state, row.fields, row.at_seconds)
 
     def _read_outbox(self) -> None:
         for sequence, digest, size, settled in self._database.execute(
@@ -150,6 +102,11 @@ class Ledger:
         for sealed in in_files:
             self._files.require(sealed.sequence, sealed.size)
         self._files.keep_only(sealed.sequence for sealed in in_files)
+        if self.head != self.totals.sealed:
+            raise CheckpointError(
+                f"{self._path}: the last sealed update is {self.totals.sealed[0]}, the outbox ends at {self.head[0]}; bytes were "
+                "removed, ask the operator for a new incarnation"
+            )
 
     def _open(self, wanted: Mapping[str, Any]) -> None:
         if self.totals.opened is None:
@@ -159,6 +116,30 @@ class Ledger:
                 f"{self._path} was opened for {self.totals.opened}, the settings say {wanted}; "
                 "a ledger is never used for another run: name another state_folder"
             )
+
+    def require_dataset(self, facts: Mapping[str, Any]) -> None:
+        """Writes what is trained on before its first use. Raises SettingsError where the last entry names other rows or units."""
+        known = self.totals.dataset
+        if known is not None and any(known[key] != facts[key] for key in ("fingerprint", "unit")):
+            raise SettingsError(
+                f"{self._path} was kept for the training file {known['fingerprint'][:12]} by {known['unit']}, this one is "
+                f"{facts['fingerprint'][:12]} by {facts['unit']}. If that is meant, say so with `fedqueue privacy ledger "
+                "accept-dataset --config FILE`; what was spent stays spent"
+            )
+        if known != facts:
+            self._write(("DATASET", facts))
+
+    def accept_dataset(self, facts: Mapping[str, Any]) -> None:
+        """Another training file from now on, or another unit. What was spent stays spent."""
+        self._write(("DATASET", facts))
+
+    def count_once(self, draw: Callable[[float], int], *, epsilon: float) -> int:
+        """The released number of examples: `draw` at this epsilon is called at the first time only, and charged."""
+        if self.totals.counted is not None:
+            return self.totals.counted
+        value = draw(epsilon)
+        self._write(("COUNTED", {"value": value, "epsilon": epsilon}))
+        return value
 
     @property
     def head(self) -> tuple[int, str]:
@@ -176,8 +157,20 @@ class Ledger:
         return [sealed for sealed in self._outbox.values() if not sealed.settled]
 
     def reserve(self, fields: Mapping[str, Any], *, epsilon_spent: float | None) -> Reservation:
-        """Charges one local training; durable when it returns."""
+        """Charges one local training; durable when it returns. Raises CheckpointError where less is spent than before it."""
+        self._require_growth(fields.get("target_delta"), epsilon_spent)
         return Reservation(self._write(("RESERVED", {**fields, "epsilon_spent": epsilon_spent})), epsilon_spent)
+
+    def _require_growth(self, target_delta: float | None, epsilon_spent: float | None) -> None:
+        """At another target delta an earlier epsilon says nothing."""
+        if epsilon_spent is None:
+            return
+        before = self.totals.epsilon_spent.get(target_delta, 0.0) if target_delta is not None else 0.0
+        if not math.isfinite(epsilon_spent) or epsilon_spent < 0 or epsilon_spent < before * (1 - ROUNDING):
+            raise CheckpointError(
+                f"{self._path}: a training that would bring the epsilon spent to {epsilon_spent:g} cannot follow one at "
+                f"{before:g}; nothing was trained. See `fedqueue privacy ledger verify`"
+            )
 
     def seal(
         self, reservation: Reservation, encode: Callable[[int], Encoded], *, after_file: Callable[[], None] = _nothing
@@ -263,11 +256,9 @@ class Ledger:
             for statement, arguments in (*self._late_statements, *statements):
                 self._database.execute(statement, arguments)
             for state, fields in rows:
-                packed = msgpack.packb(dict(fields))
-                number, before = number + 1, previous
-                previous = _row_hash(number, state, now, fields=packed, previous=before)
-                row = (number, state, now, packed, before, previous)
+                row = row_after(number, previous, state, fields, at_seconds=now)
                 self._database.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", row)
+                number, previous = row.number, row.hash
         self._last = (number, previous)
         for sequence in self._late_files:  # only now: a row whose file is missing is an error
             self._files.remove(sequence)
@@ -294,10 +285,6 @@ def _lock(path: Path) -> TextIO:
         lock.close()
         raise SettingsError(f"{path} is in use by another process; this institution's worker runs already") from None
     return lock
-
-
-def _row_hash(number: int, state: str, at_seconds: int, *, fields: bytes, previous: str) -> str:
-    return hashlib.sha256(msgpack.packb([number, state, at_seconds, fields, previous])).hexdigest()
 
 
 @contextmanager

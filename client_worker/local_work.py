@@ -10,7 +10,8 @@ import structlog
 
 from broker_config.spool import Spool
 from client_worker.compact import compacted
-from client_worker.ledger import Ledger, Reservation, Sealed
+from client_worker.ledger import Ledger, Reservation
+from client_worker.ledger_rows import Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
 from client_worker.pacing import wait_seconds
 from client_worker.policy import Policy, check_noise, check_privacy

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import structlog
 
 from broker_config.topology import update_queue
-from client_worker.ledger import Sealed
+from client_worker.ledger_rows import Sealed
 from client_worker.local_work import LocalWork
 from shared import messages
 from shared.broker import Broker, Message

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
-from client_worker.ledger import Sealed
+from client_worker.ledger_rows import Sealed
 from client_worker.local_work import Member
 from shared.errors import CheckpointError, TopologyError
 from shared.lineage import Lineage

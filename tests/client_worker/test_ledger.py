@@ -7,7 +7,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from client_worker.ledger import Charge, Ledger
+from client_worker.ledger import Ledger
+from client_worker.mechanism import Charge
 from shared import codec
 from shared.codec import Encoded
 from shared.errors import CheckpointError, SettingsError, StorageError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client_worker.ledger import Ledger, Sealed
+from client_worker.ledger import Ledger
+from client_worker.ledger_rows import Sealed
 from client_worker.outbox import LARGE_BYTES
 from shared.codec import Encoded
 from shared.errors import CheckpointError, StorageError

@@ -1,6 +1,6 @@
 import pytest
 
-from client_worker.ledger import Sealed
+from client_worker.ledger_rows import Sealed
 from client_worker.standing import SameModelPause, require_own, require_same_history
 from shared.errors import CheckpointError
 from shared.messages import Entry
