@@ -17,8 +17,10 @@ Rows = list[Row]
 MOST_TRAINING_ROWS, MOST_TEST_ROWS = 1000, 600
 INSTITUTIONS = {"sba-loans": 6, "credit-default": 6, "heart-disease": 4, "digits": 5, "mnist": 3}
 """How many institutions a task has unless the operator says otherwise."""
-SPLITS = {"credit-default": ("age", "limit"), "digits": ("even", "skewed"), "mnist": ("even", "skewed")}
+SPLITS = {"credit-default": ("age", "limit", "limit-octile"), "digits": ("even", "skewed"), "mnist": ("even", "skewed")}
 """The ways in which a task's rows can be divided; the first is the usual one."""
+WHOLE = "limit-octile"
+"""The split of which every row is used, by as many institutions as there are groups, unless the operator says otherwise."""
 MOST_IMAGE_INSTITUTIONS = 10
 
 BANKS = {
@@ -58,6 +60,24 @@ LIMITS = {
     300_000: "limit up to 300,000",
     9_999_999: "limit over 300,000",
 }
+# An eighth of the clients each, but for those who share a limit.
+LIMIT_OCTILES = {
+    30_000: "limit up to 30,000",
+    50_000: "limit 30,001 to 50,000",
+    90_000: "limit 50,001 to 90,000",
+    140_000: "limit 90,001 to 140,000",
+    190_000: "limit 140,001 to 190,000",
+    240_000: "limit 190,001 to 240,000",
+    340_000: "limit 240,001 to 340,000",
+    9_999_999: "limit over 340,000",
+}
+TIERS = {
+    "age": ("AGE", AGES, "age"),
+    "limit": ("LIMIT_BAL", LIMITS, "limit"),
+    "limit-octile": ("LIMIT_BAL", LIMIT_OCTILES, "octile"),
+}
+"""Column, upper ends with their titles, and what the institutions' ids begin with."""
+LABELS = {"credit-default": "default payment next month", "heart-disease": "num"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ def prepare(task: str, *, institutions: int | None, seed: int, folder: Path, spl
     written = []
     for number, group in enumerate(groups):
         rng = np.random.default_rng([seed, number])
-        training, test = _stratified(group.rows, rng) if task == "heart-disease" else _drawn(group.rows, rng)
+        training, test = _parted(task, split, group.rows, rng)
         home = folder / "data" / group.id
         home.mkdir(parents=True, exist_ok=True)
         _write(home / "training.csv", training)
@@ -109,7 +129,8 @@ def _groups(task: str, institutions: int | None, seed: int, split: str | None) -
         raise SettingsError(
             f"the task {task} has no split {split!r}; " + (f"use {' or '.join(splits)}" if splits else "leave --split away")
         )
-    wanted = INSTITUTIONS[task] if institutions is None else institutions
+    usual = len(LIMIT_OCTILES) if split == WHOLE else INSTITUTIONS[task]
+    wanted = usual if institutions is None else institutions
     if task in ("digits", "mnist"):
         most = MOST_IMAGE_INSTITUTIONS
         groups = _image_groups(task, min(wanted, most), seed, skewed=split == "skewed") if 1 <= wanted <= most else []
@@ -137,7 +158,7 @@ def _hospitals(_split: str | None) -> list[Group]:
 
 
 def _clients(split: str | None) -> list[Group]:
-    column, tiers, prefix = ("LIMIT_BAL", LIMITS, "limit") if split == "limit" else ("AGE", AGES, "age")
+    column, tiers, prefix = TIERS[split or "age"]
     rows: dict[int, Rows] = {end: [] for end in tiers}
     for row in _shipped("credit-default"):
         rows[next(end for end in tiers if int(row[column]) <= end)].append(row)
@@ -179,6 +200,15 @@ def _image_groups(task: str, institutions: int, seed: int, *, skewed: bool) -> l
     return groups
 
 
+def _parted(task: str, split: str | None, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to test on."""
+    if task == "heart-disease":
+        return _stratified(rows, rng, label=LABELS[task], training_share=0.66)
+    if split == WHOLE:
+        return _stratified(rows, rng, label=LABELS[task], training_share=0.8)
+    return _drawn(rows, rng)
+
+
 def _drawn(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """At most 1,000 rows to train on and 600 to test on, or 5 to 3 of what there is."""
     training = min(MOST_TRAINING_ROWS, len(rows) * 5 // 8)
@@ -187,14 +217,14 @@ def _drawn(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
     return [rows[at] for at in order[:training]], [rows[at] for at in order[training : training + test]]
 
 
-def _stratified(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Two thirds (66 %) of the patients with and without disease each."""
+def _stratified(rows: Rows, rng: np.random.Generator, *, label: str, training_share: float) -> tuple[Rows, Rows]:
+    """All rows, the same share of those whose label is 0 and of the others."""
     training: Rows = []
     test: Rows = []
-    for ill in (False, True):
-        some = [row for row in rows if (row["num"] != "0") == ill]
+    for positive in (False, True):
+        some = [row for row in rows if (row[label] != "0") == positive]
         order = rng.permutation(len(some))
-        cut = round(0.66 * len(some))
+        cut = round(training_share * len(some))
         training += [some[at] for at in order[:cut]]
         test += [some[at] for at in order[cut:]]
     return training, test

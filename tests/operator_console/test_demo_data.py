@@ -66,6 +66,7 @@ def test_derived_columns_are_what_a_bank_would_compute(tmp_path: Path) -> None:
         ("heart-disease", None, 4),
         ("credit-default", "age", 6),
         ("credit-default", "limit", 6),
+        ("credit-default", "limit-octile", 8),
         ("digits", "even", 10),
         ("digits", "skewed", 4),
     ],
@@ -107,6 +108,20 @@ def test_age_bands_hold_the_ages_that_they_name(tmp_path: Path) -> None:
     assert max(ages[0]) == 25
     assert (min(ages[1]), max(ages[1])) == (26, 30)
     assert min(ages[5]) == 51
+
+
+def test_octiles_use_every_client_once_and_are_eighths_as_far_as_limits_allow(tmp_path: Path) -> None:
+    found = prepare("credit-default", institutions=None, seed=0, folder=tmp_path, split="limit-octile")
+    parts = [(read(each.training_file), read(each.test_file)) for each in found]
+
+    # 30,000 clients; a group is 3,750 but for those who share a limit with its last one
+    assert sorted(int(row["ID"]) for training, test in parts for row in training + test) == list(range(1, 30_001))
+    assert [len(training) + len(test) for training, test in parts] == [4081, 3595, 3774, 3840, 3560, 4083, 3479, 3588]
+    assert [max(int(row["LIMIT_BAL"]) for row in training + test) for training, test in parts[:3]] == [30_000, 50_000, 90_000]
+    for training, test in parts:
+        assert len(test) == pytest.approx(0.2 * (len(training) + len(test)), abs=1)
+        shares = [sum(row["default payment next month"] == "1" for row in rows) / len(rows) for rows in (training, test)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.001)
 
 
 def test_skewed_digits_are_mostly_at_home(tmp_path: Path) -> None:
