@@ -44,12 +44,12 @@ _EXAMPLES = {"bank-a": 100, "bank-b": 300, "bank-c": 200, "bank-d": 400}
 
 
 def first_model() -> Parameters:
-    """Ten thousand parameters: three chunks of 16 KiB."""
+    """Ten thousand parameters: ten chunks of 4 KiB as float32, three as int8."""
     return {"weight": np.zeros((99, 100), np.float32), "bias": np.zeros(100, np.float32)}
 
 
 def drawn_plan(rng: random.Random) -> Plan:
-    """What differs from seed to seed: K, the broadcast's type, momentum, and whether updates state their privacy."""
+    """What differs from seed to seed: K, momentum, in what numbers models and updates travel, and whether these have noise."""
     private = PrivacyPlan(mechanism="dp-sgd", epsilon=1e6)
     return Plan(
         task="campaign",
@@ -59,8 +59,9 @@ def drawn_plan(rng: random.Random) -> Plan:
         ),
         local=LocalPlan(updates=10**9),
         privacy=rng.choice((private, PrivacyPlan(mechanism="none", epsilon=None))),
-        limits=Limits(update_bytes=256 * 1024, chunk_bytes=16 * 1024),
+        limits=Limits(update_bytes=256 * 1024, chunk_bytes=4 * 1024),
         broadcast=rng.choice(("float32", "bfloat16")),
+        update_encoding=rng.choice(("int8", "float16", "float32")),
     )
 
 

@@ -21,6 +21,7 @@ from broker_config.topology import topology, update_queue
 from shared import codec, lineage, messages
 from shared.broker import Delivery, Header, Message
 from shared.chunks import HEADERS, Assembly, head, split
+from shared.compact import Scaled
 from shared.errors import RejectedMessageError
 from shared.messages import BlobName, Claim, Entry, Hello, Location, Manifest, PrivacyStatement, Report, Update, pseudonym
 from shared.plan import AggregationPlan, Limits, Plan, PrivacyPlan
@@ -87,11 +88,17 @@ REPORT = Report(
     run_id=RUN, institution=NAME, incarnation=1, version=0, model_hash=UPDATE.base_hash, metrics={"auc": 0.5}, epsilon=0.1
 )
 CONTENT = messages.encode("update", UPDATE, {name: array + 1 for name, array in MODEL.items()})
+COMPACT = messages.encode(
+    "update",
+    UPDATE,
+    {"bias": Scaled(np.ones(3, np.int8), 0.5), "weight": Scaled(np.ones((40, 20), np.float16), 2.0)},
+)
 VALID = (
     CONTENT,
     messages.encode_record(RECORD),
     codec.encode_parts("model", {"run_id": RUN}, MODEL, dtype="bfloat16").joined(),
     messages.encode("hello", HELLO),
+    COMPACT,
 )
 
 
@@ -211,21 +218,24 @@ def _altered(data: bytes) -> bytes:
 
 
 def _tensors(data: bytes) -> dict[str, Any]:
-    tensors = {name: array.copy() for name, array in MODEL.items()}
+    tensors: dict[str, Any] = {name: array.copy() for name, array in MODEL.items()}
     for at in range(0, len(data) - 1, 2):
         name, value = ("bias", "weight")[data[at] % 2], data[at + 1]
-        match data[at] % 5:
+        match data[at] // 2 % 6:
             case 0:
+                tensors[name] = MODEL[name].copy()
                 tensors[name].flat[:1] = (np.nan, np.inf, -np.inf, 3e38, -0.0)[value % 5]
             case 1:
-                tensors[name] = tensors[name].reshape(-1)[: value % 60]
+                tensors[name] = MODEL[name].reshape(-1)[: value % 60]
             case 2:
                 tensors.pop(name, None)
                 tensors[name] = np.full(value % 5, value, np.float32)
             case 3:
                 tensors[f"{name}{value}"] = np.zeros((value % 3,), np.float32)
+            case 4:
+                tensors[name] = Scaled(np.full(MODEL[name].shape, value % 128, np.int8), (1.0, 2.0**-140, 2.0**127)[value % 3])
             case _:
-                tensors[name].fill(value)
+                tensors[name] = np.full(MODEL[name].shape, value, np.float32)
     return tensors
 
 

@@ -57,7 +57,8 @@ def result_of(campaign: Campaign, verdict: Verdict, *, seed: int, nodes: int, se
     """The campaign and its check as values."""
     plan = campaign.federation.plan
     momentum, mechanism = plan.aggregation.server_momentum, plan.privacy.mechanism
-    about = f"K {plan.aggregation.buffer_size}, {plan.broadcast}, momentum {momentum:g}, privacy {mechanism}"
+    numbers = f"{plan.update_encoding} up, {plan.broadcast} down"
+    about = f"K {plan.aggregation.buffer_size}, {numbers}, momentum {momentum:g}, privacy {mechanism}"
     return Result(
         seed=seed,
         nodes=nodes,

@@ -30,6 +30,7 @@ PLAN = Plan(
     privacy=PrivacyPlan(mechanism="none", epsilon=None),
     limits=Limits(update_bytes=256 * 1024, chunk_bytes=16 * 1024),
     broadcast="bfloat16",
+    update_encoding="int8",
 )
 WARM_UP_SECONDS = 15.0
 SAMPLES = 120

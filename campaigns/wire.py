@@ -62,15 +62,22 @@ def read_body(content: bytes) -> Body:
 
 def read_tensors(body: Body) -> Tensors:
     """The numbers as float32, whatever they travelled as."""
-    return {name: _numbers(dtype, data).reshape(shape) for name, dtype, shape, _encoding, _scale, data in body.tensors}
+    return {
+        name: _numbers(dtype, encoding, scale, data).reshape(shape) for name, dtype, shape, encoding, scale, data in body.tensors
+    }
 
 
-def _numbers(dtype: str, data: bytes) -> Float32:
-    if dtype == "float32":
-        return np.frombuffer(data, "<f4")
-    if dtype == "bfloat16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    raise ValueError(f"the page knows no dtype {dtype!r}")
+def _numbers(dtype: str, encoding: str, scale: float | None, data: bytes) -> Float32:
+    match (dtype, encoding):
+        case ("float32", "raw"):
+            return np.frombuffer(data, "<f4")
+        case ("bfloat16", "raw"):
+            return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        case ("int8", "scaled"):
+            return np.frombuffer(data, "i1").astype(np.float32) * np.float32(scale or 0)
+        case ("float16", "scaled"):
+            return np.frombuffer(data, "<f2").astype(np.float32) * np.float32(scale or 0)
+    raise ValueError(f"the page knows no {encoding!r} numbers of dtype {dtype!r}")
 
 
 def write_blob(kind: str, run_id: str, tensors: Tensors, dtype: str = "float32") -> bytes:

@@ -39,7 +39,7 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     spec = parse_task(founding.task_text, source=founding.task_source)
     ids = [checked_institution(each.id) for each in founding.institutions]
     model = initial_parameters(spec, founding.seed)
-    sizes = sizes_of(model, founding.options)
+    sizes = sizes_of(model, founding.options.broadcast_of(spec), server_momentum=founding.options.server_momentum)
     free_bytes = founding.free_bytes if founding.free_bytes is not None else free_room(broker)
     limits = broker_limits(sizes, founding.room, institutions=len(ids), free_bytes=free_bytes)
     spacing = version_spacing_seconds(sizes, limits, founding.room)

@@ -20,7 +20,7 @@ from operator_console.federation_folder import FederationFolder, named
 from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions
 from shared.codec import Dtype
 from shared.errors import SettingsError, TopologyError
-from shared.plan import Ending
+from shared.plan import Ending, UpdateEncoding
 
 
 def init(  # noqa: PLR0913 - typer takes one parameter for each option
@@ -37,7 +37,8 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     max_wait_seconds: Annotated[float, typer.Option(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
     server_learning_rate: Annotated[float | None, typer.Option(callback=positive, help="Step of the global model.")] = None,
     server_momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Beta of the server's momentum.")] = 0.0,
-    broadcast: Annotated[Dtype, typer.Option(help="How models travel; bfloat16 takes half the bytes.")] = "float32",
+    broadcast: Annotated[Dtype | None, typer.Option(help="How models travel; without it, as the task says.")] = None,
+    updates_as: Annotated[UpdateEncoding | None, typer.Option(help="How updates travel; without it, as the task says.")] = None,
     stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
@@ -63,6 +64,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         ending=Ending(updates=stop_after_updates),
         server_momentum=server_momentum,
         broadcast=broadcast,
+        updates_as=updates_as,
     )
     room = RoomOptions(bytes_of(journal), bytes_of(model_stream), slowest_link)
     text, source = task_text(task)

@@ -10,7 +10,7 @@ from shared.codec import Dtype
 from shared.errors import SettingsError
 from shared.messages import SMALL_BYTES, encode_model
 from shared.parameters import Parameters
-from shared.plan import AggregationPlan, Ending, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule
+from shared.plan import AggregationPlan, Ending, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule, UpdateEncoding
 from shared.tasks.spec import TaskSpec
 from simulator.schedule import tenth, updates_in_all
 
@@ -38,7 +38,12 @@ class PlanOptions:
     max_wait_seconds: float = 5.0
     ending: Ending | None = None
     server_momentum: float = 0.0
-    broadcast: Dtype = "float32"
+    broadcast: Dtype | None = None
+    updates_as: UpdateEncoding | None = None
+
+    def broadcast_of(self, spec: TaskSpec) -> Dtype:
+        """How models travel under a task."""
+        return self.broadcast or spec.transport.models
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,12 @@ class Sizes:
     state: int
 
 
-def sizes_of(model: Parameters, options: PlanOptions) -> Sizes:
-    """For a model and what is chosen. An update has the model's tensors in float32, and fields of its own."""
+def sizes_of(model: Parameters, broadcast: Dtype, *, server_momentum: float = 0.0) -> Sizes:
+    """For a model and how it travels. An update has the model's tensors, in float32 at most, and fields of its own."""
     whole = encode_model("0" * 16, model).size
-    momentum = whole if options.server_momentum else 0
-    broadcast = encode_model("0" * 16, model, options.broadcast).size
-    return Sizes(whole + SMALL_BYTES, broadcast, momentum if options.broadcast == "float32" else whole + momentum)
+    momentum = whole if server_momentum else 0
+    sent = encode_model("0" * 16, model, broadcast).size
+    return Sizes(whole + SMALL_BYTES, sent, momentum if broadcast == "float32" else whole + momentum)
 
 
 def broker_limits(sizes: Sizes, room: RoomOptions, *, institutions: int, free_bytes: int) -> BrokerLimits:
@@ -126,7 +131,8 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing
         ),
         ending=options.ending or Ending(),
         limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds),
-        broadcast=options.broadcast,
+        broadcast=options.broadcast_of(spec),
+        update_encoding=options.updates_as or spec.transport.updates,
     )
 
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_worker.aggregation import fold_in_place, staleness_weight
-from client_worker.mechanism import LocalTraining
+from client_worker.compact import compacted
+from client_worker.mechanism import local_training, statement_of
 from client_worker.privacy import calibrate_noise_multiplier
 from client_worker.randomness import SecureRandom
 from client_worker.training import LocalTrainer
-from shared.parameters import Array, copy
+from shared.compact import Delta
+from shared.noise import noise_std
+from shared.parameters import Array, Parameters, copy
+from shared.plan import LocalPlan, Plan, PrivacyPlan
 from shared.tasks.features import Dataset
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import TaskSpec
@@ -66,13 +70,14 @@ def simulate(spec: TaskSpec, members: Sequence[Member], options: Options, *, ran
 
     With a `random` of a fixed key the same arguments give the same bits; otherwise only the schedule is the same.
     """
-    sigma = _noise_multiplier(spec, options)
+    sigma, plan = _noise_multiplier(spec, options), _plan(spec, options)
     trainer = LocalTrainer(spec, device="cpu", private=sigma is not None, random=random)
     federation = _Federation(spec, members, options)
     for due in federation.arrivals_in_order():
         base = federation.versions[due.base_version]
         rows = members[due.place].training
-        federation.receive(due, trainer.local_update(base, rows, _local_training(spec, sigma, rows.units)))
+        delta = trainer.local_update(base, rows, local_training(plan, sigma, rows.units))
+        federation.receive(due, _sent(delta, plan, sigma, rows.units))
     return Run(federation.model, tuple(federation.folded), sigma)
 
 
@@ -95,7 +100,7 @@ class _Federation:
         self._updates = options.updates or spec.training.updates
         self._total = min(options.total or self._updates * len(members), self._updates * len(members))
         self._examples = sum(member.training.units for member in members)
-        self._buffered: list[tuple[_Due, dict[str, Array]]] = []
+        self._buffered: list[tuple[_Due, Delta]] = []
         self._version = 0
         self.model = initial_parameters(spec, options.seed)
         self.versions = {0: copy(self.model)}
@@ -114,7 +119,7 @@ class _Federation:
             needed = {self._version} | {each.base_version for each in due}
             self.versions = {number: model for number, model in self.versions.items() if number in needed}
 
-    def receive(self, due: _Due, delta: dict[str, Array]) -> None:
+    def receive(self, due: _Due, delta: Delta) -> None:
         """Folds K updates at a time into the next version; the last ones of a run may be fewer."""
         self._buffered.append((due, delta))
         if len(self._buffered) < min(self._buffer_size, self._total - len(self.folded)):
@@ -124,7 +129,7 @@ class _Federation:
         self._version += 1
         self.versions[self._version] = copy(self.model)
 
-    def _fold(self, due: _Due, delta: dict[str, Array]) -> Arrival:
+    def _fold(self, due: _Due, delta: Delta) -> Arrival:
         member, staleness = self._members[due.place], self._version - due.base_version
         damping = staleness_weight(self._rule.staleness_function, staleness, exponent=self._rule.staleness_exponent)
         weight = float(np.float32(self._rate * member.training.units / self._examples * damping))
@@ -139,14 +144,26 @@ def _noise_multiplier(spec: TaskSpec, options: Options) -> float | None:
     return calibrate_noise_multiplier(options.epsilon, options.target_delta, spec.training.sample_rate, steps)
 
 
-def _local_training(spec: TaskSpec, sigma: float | None, units: int) -> LocalTraining:
+def _plan(spec: TaskSpec, options: Options) -> Plan:
+    """As far as local training goes."""
     training = spec.training
-    return LocalTraining(
-        mechanism="none" if sigma is None else "dp-sgd",
-        steps=training.steps,
-        sample_rate=training.sample_rate,
-        expected_rows=training.sample_rate * units,
-        learning_rate=training.learning_rate,
-        clipping_norm=training.clipping_norm,
-        noise_multiplier=sigma,
+    return Plan(
+        task=spec.name,
+        task_hash=spec.hash,
+        local=LocalPlan(steps=training.steps, sample_rate=training.sample_rate, learning_rate=training.learning_rate),
+        privacy=PrivacyPlan(
+            mechanism="none" if options.epsilon is None else "dp-sgd",
+            epsilon=options.epsilon,
+            target_delta=options.target_delta,
+            clipping_norm=training.clipping_norm,
+        ),
+        update_encoding=spec.transport.updates,
     )
+
+
+def _sent(delta: Parameters, plan: Plan, sigma: float | None, units: int) -> Delta:
+    """The delta as the aggregator would read it."""
+    if sigma is None:
+        return compacted(delta, plan.update_encoding, None)
+    statement = statement_of(plan, sigma, epsilon_spent=0.0, unit="record")
+    return compacted(delta, plan.update_encoding, noise_std(statement, plan, units))

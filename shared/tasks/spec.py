@@ -12,8 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from shared.codec import Dtype
 from shared.errors import SettingsError
-from shared.plan import Frozen, Positive
+from shared.plan import Frozen, Positive, UpdateEncoding
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -171,6 +172,13 @@ class Aggregation(Frozen):
     buffer_size: Annotated[int, Field(ge=1)] = 1
 
 
+class Transport(Frozen):
+    """In what numbers updates and models travel; a plan may say otherwise."""
+
+    updates: UpdateEncoding = "int8"
+    models: Dtype = "float32"
+
+
 class TaskSpec(Frozen):
     """A whole task. Two tasks are the same if their hashes are, whatever their comments and layout.
 
@@ -188,6 +196,7 @@ class TaskSpec(Frozen):
     model: Model
     training: Training = Training()
     aggregation: Aggregation = Aggregation()
+    transport: Transport = Transport()
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

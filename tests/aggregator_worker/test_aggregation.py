@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,11 +14,13 @@ from aggregator_worker.aggregation import (
     staleness_weight,
     update_weight,
 )
+from shared.compact import Scaled, widened
 from shared.messages import Entry
 from shared.parameters import BLOCK
 from shared.plan import AggregationPlan, StalenessRule
 from tests.builders import array
 
+PLAN = "d" * 64
 FUNCTIONS = ("constant", "polynomial", "hinge")
 
 
@@ -92,16 +96,24 @@ def test_a_weight_is_rounded_to_float32_before_it_is_recorded():
     ("buffer_size", "active", "target"), [(1, 6, 1), (10, 6, 3), (10, 7, 3), (10, 1, 1), (10, 2, 1), (2, 200, 2), (5, 0, 1)]
 )
 def test_k_is_capped_at_half_of_the_active_institutions(buffer_size, active, target):
-    assert buffer_target(AggregationPlan(buffer_size=buffer_size), members(*([100] * active))) == target
+    assert buffer_target(AggregationPlan(buffer_size=buffer_size), members(*([100] * active)), PLAN) == target
 
 
 def test_a_plan_may_ask_for_exactly_k():
-    assert buffer_target(AggregationPlan(buffer_size=10, exact_buffer=True), members(100, 100)) == 10
+    assert buffer_target(AggregationPlan(buffer_size=10, exact_buffer=True), members(100, 100), PLAN) == 10
 
 
 def test_removed_and_inactive_institutions_do_not_raise_k():
     table = members(1, 1, 1, 1) | {"e" * 16: Entry(incarnation=1, removed=True), "f" * 16: Entry(incarnation=1, active=False)}
-    assert buffer_target(AggregationPlan(buffer_size=10), table) == 2
+    assert buffer_target(AggregationPlan(buffer_size=10), table, PLAN) == 2
+
+
+@pytest.mark.parametrize("standing", ["budget_spent", "plan_refused"])
+def test_who_has_left_the_plan_does_not_raise_k_and_keeps_its_share(standing):
+    left = members(*([100] * 7)) | {"f" * 16: Entry(incarnation=1, num_examples=300, standing=standing, standing_plan=PLAN)}
+    assert buffer_target(AggregationPlan(buffer_size=10), left, PLAN) == 3
+    assert buffer_target(AggregationPlan(buffer_size=10), left, "e" * 64) == 4
+    assert share(100, left) == 0.1
 
 
 def test_folding_rounds_the_product_before_it_is_added():
@@ -130,6 +142,34 @@ def test_folding_reads_a_delta_in_any_memory_order():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     fold_in_place(model, {"w": np.asfortranarray(values)}, 1.0)
     assert model["w"].tolist() == values.tolist()
+
+
+def test_a_scaled_number_is_rounded_to_float32_before_it_is_weighed():
+    # 0.1 as float32 is 13421773 x 2^-27. 3 steps are 40265319 x 2^-27, in float32 40265320 x 2^-27. A third of that, with the
+    # float32 weight 11184811 x 2^-25, is 13421773.73 x 2^-27, rounded to 13421774; without the first rounding it would be
+    # 13421773.40, rounded to 13421773
+    model = {"w": array(0)}
+    fold_in_place(model, {"w": Scaled(np.array([3], np.int8), 13421773 * 2.0**-27)}, 11184811 * 2.0**-25)
+    assert model["w"].tolist() == [13421774 * 2.0**-27]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float16])
+def test_a_scaled_delta_is_folded_as_its_numbers_are(dtype):
+    numbers = (np.arange(2 * (BLOCK + 3)) % 255 - 127).astype(dtype).reshape(2, BLOCK + 3)
+    delta = {"w": Scaled(numbers, 0.375)}
+    narrow, wide = ({"w": np.ones((2, BLOCK + 3), np.float32)} for _ in range(2))
+    fold_in_place(narrow, delta, 0.7)
+    fold_in_place(wide, widened(delta), 0.7)
+    assert narrow["w"].tobytes() == wide["w"].tobytes()
+
+
+def test_folding_bytes_takes_the_memory_of_two_blocks():
+    model, delta = {"w": np.zeros(16 * BLOCK, np.float32)}, {"w": Scaled(np.ones(16 * BLOCK, np.int8), 0.5)}
+    tracemalloc.start()
+    fold_in_place(model, delta, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 4 * BLOCK
 
 
 def test_scaling_multiplies_in_float32():

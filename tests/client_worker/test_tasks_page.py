@@ -87,6 +87,7 @@ print(*local_update(spec, initial_parameters(spec, 0), load_dataset(spec, Path("
 def test_every_key_of_a_task_is_on_the_page() -> None:
     keys = set(re.findall(r"`(\w+)`", PAGE))
 
-    for part in (SPEC, SPEC.label, SPEC.numeric[0], SPEC.categorical[0], SPEC.model, SPEC.training, SPEC.aggregation):
-        tables = {"label", "numeric", "categorical", "model", "training", "aggregation"} if part is SPEC else set()
+    parts = (SPEC, SPEC.label, SPEC.numeric[0], SPEC.categorical[0], SPEC.model, SPEC.training, SPEC.aggregation, SPEC.transport)
+    for part in parts:
+        tables = {"label", "numeric", "categorical", "model", "training", "aggregation", "transport"} if part is SPEC else set()
         assert set(type(part).model_fields) - tables <= keys

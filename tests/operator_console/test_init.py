@@ -80,6 +80,7 @@ def test_the_broker_has_the_limits_that_its_logins_name(broker_folder, task_file
         slowest_link=1000.0,
         server_momentum=0.5,
         broadcast="bfloat16",
+        updates_as="float16",
     )
     logins = load(broker_folder)
     assert (logins.limits.journal_stream_bytes, logins.limits.model_stream_bytes) == (80 << 20, 100 << 20)
@@ -89,7 +90,7 @@ def test_the_broker_has_the_limits_that_its_logins_name(broker_folder, task_file
     with order_desk(FederationFolder(broker_folder)) as desk:
         assert desk.plan.limits.update_bytes == logins.limits.update_bytes
         assert desk.plan.aggregation.server_momentum == 0.5
-        assert desk.plan.broadcast == "bfloat16"
+        assert (desk.plan.broadcast, desk.plan.update_encoding) == ("bfloat16", "float16")
         assert 0 < desk.plan.limits.version_spacing_seconds < 0.001
 
 

@@ -16,7 +16,7 @@ from operator_console.plan_options import (
     version_spacing_seconds,
 )
 from shared.errors import SettingsError
-from shared.tasks.spec import parse_task
+from shared.tasks.spec import Transport, parse_task
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -30,17 +30,17 @@ def limits(sizes=BIG, *, free_bytes=PLENTY, institutions=2, **room):
 def test_an_update_takes_its_model_and_64_kib():
     # the model of docs/wire-format.md, of 95 bytes
     model = {"weight": np.zeros((1, 2), np.float32), "bias": np.zeros(1, np.float32)}
-    assert sizes_of(model, PlanOptions()) == Sizes(update=95 + 65536, model=95, state=0)
+    assert sizes_of(model, "float32") == Sizes(update=95 + 65536, model=95, state=0)
 
 
 def test_bfloat16_halves_the_broadcast_and_momentum_doubles_the_state():
     model = {"w": np.zeros(1_000_000, np.float32)}
-    wide = sizes_of(model, PlanOptions(broadcast="bfloat16", server_momentum=0.9))
+    wide = sizes_of(model, "bfloat16", server_momentum=0.9)
     assert wide.update == pytest.approx(4_000_000, rel=0.02)
     assert wide.model == pytest.approx(2_000_000, rel=0.001)
     assert wide.state == pytest.approx(8_000_000, rel=0.001)
-    assert sizes_of(model, PlanOptions(broadcast="bfloat16")).state == pytest.approx(4_000_000, rel=0.001)
-    assert sizes_of(model, PlanOptions(server_momentum=0.9)).state == pytest.approx(4_000_000, rel=0.001)
+    assert sizes_of(model, "bfloat16").state == pytest.approx(4_000_000, rel=0.001)
+    assert sizes_of(model, "float32", server_momentum=0.9).state == pytest.approx(4_000_000, rel=0.001)
 
 
 def test_the_model_stream_holds_ten_models_and_the_segment_that_retention_may_drop_early():
@@ -98,3 +98,18 @@ def test_what_an_operator_chooses_of_privacy_and_pace_is_in_the_plan():
     assert (plan.privacy.mechanism, plan.privacy.epsilon, plan.privacy.target_delta) == ("update-gaussian", 2.0, 1e-3)
     assert (plan.local.updates, plan.local.horizon_seconds) == (7, 3600.0)
     assert plan_for(spec, PlanOptions(epsilon=None), update_bytes=1 << 20).privacy.mechanism == "none"
+
+
+def test_numbers_travel_as_the_task_says_unless_the_operator_chooses():
+    spec = parse_task(builtin_tasks.task_text("heart-disease"), source="task")
+    given = spec.model_copy(update={"transport": Transport(updates="float16", models="bfloat16")})
+    plans = [
+        plan_for(spec, PlanOptions(), update_bytes=1 << 20),
+        plan_for(given, PlanOptions(), update_bytes=1 << 20),
+        plan_for(given, PlanOptions(updates_as="float32", broadcast="float32"), update_bytes=1 << 20),
+    ]
+    assert [(plan.update_encoding, plan.broadcast) for plan in plans] == [
+        ("int8", "float32"),
+        ("float16", "bfloat16"),
+        ("float32", "float32"),
+    ]

@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import msgpack
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shared import codec
+from shared.compact import Scaled, widened
 from shared.errors import MalformedMessageError, RejectedMessageError, UnsupportedSchemaError
 from tests.builders import array
 
@@ -24,6 +26,14 @@ GOLDEN = bytes.fromhex(
 GOLDEN_BFLOAT16 = bytes.fromhex(
     "94 01 a5 68656c6c6f 81 a1 6e 07"
     "91 96 a1 77 a8 62666c6f61743136 91 02 a3 726177 c0 c4 04 803f 00c0"
+)  # fmt: skip
+
+# An update's tensors, written by hand: ["h", "float16", [2], "scaled", 0.5, 1.0 and -2.0 in two bytes each],
+# ["w", "int8", [1, 3], "scaled", 0.25, -1, 127, 0].
+GOLDEN_SCALED = bytes.fromhex(
+    "94 01 a6 757064617465 80"
+    "92 96 a1 68 a7 666c6f61743136 91 02 a6 7363616c6564 cb 3fe0000000000000 c4 04 003c 00c0"
+    "96 a1 77 a4 696e7438 92 01 03 a6 7363616c6564 cb 3fd0000000000000 c4 03 ff 7f 00"
 )  # fmt: skip
 
 tensors = st.dictionaries(
@@ -44,6 +54,10 @@ def a_tensor(name="w", dtype="float32", shape=(2,), encoding="raw", scale=None, 
     return [name, dtype, list(shape), encoding, scale, data]
 
 
+def some_bytes(dtype="int8", shape=(2,), scale=1.0, data=bytes(2)):
+    return a_tensor(dtype=dtype, shape=shape, encoding="scaled", scale=scale, data=data)
+
+
 def test_a_small_message_has_the_bytes_of_the_documented_format():
     assert codec.encode("hello", {"n": 7}, {"w": array(1, -2)}) == GOLDEN
 
@@ -59,6 +73,31 @@ def test_bfloat16_tensors_have_the_bytes_of_the_documented_format_and_are_read_a
     assert codec.encode_parts("hello", {"n": 7}, {"w": array(1, -2)}, dtype="bfloat16").joined() == GOLDEN_BFLOAT16
     decoded = codec.decode(GOLDEN_BFLOAT16, max_bytes=100).tensors["w"]
     assert (decoded.tolist(), decoded.dtype) == ([1.0, -2.0], np.float32)
+
+
+def test_scaled_tensors_have_the_bytes_of_the_documented_format():
+    halves, quarters = Scaled(np.array([1, -2], np.float16), 0.5), Scaled(np.array([[-1, 127, 0]], np.int8), 0.25)
+    assert codec.encode("update", {}, {"w": quarters, "h": halves}) == GOLDEN_SCALED
+
+
+def test_the_documented_bytes_of_scaled_tensors_are_read_back():
+    decoded = codec.decode(GOLDEN_SCALED, max_bytes=100).tensors
+    assert {name: (tensor.step, tensor.values.tolist()) for name, tensor in decoded.items()} == {
+        "h": (0.5, [1.0, -2.0]),
+        "w": (0.25, [[-1, 127, 0]]),
+    }
+    assert {name: array.tolist() for name, array in widened(decoded).items()} == {"h": [0.5, -1.0], "w": [[-0.25, 31.75, 0.0]]}
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float16])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_a_scaled_tensor_keeps_its_shape(dtype, shape):
+    decoded = codec.decode(codec.encode("update", {}, {"w": Scaled(np.ones(shape, dtype), 2.0)}), max_bytes=1000).tensors["w"]
+    assert (decoded.shape, decoded.values.dtype, widened({"w": decoded})["w"].tolist()) == (
+        shape,
+        dtype,
+        np.full(shape, 2.0).tolist(),
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
@@ -231,6 +270,25 @@ def test_a_huge_schema_is_not_repeated_in_the_error():
         pytest.param(a_tensor(dtype="bfloat16", data=bytes(3)), id="bfloat16 and a half"),
         pytest.param(a_tensor(encoding="gzip"), id="unknown encoding"),
         pytest.param(a_tensor(scale=1.0), id="a scale where none belongs"),
+        pytest.param(a_tensor(encoding=["raw"]), id="encoding that cannot be hashed"),
+        pytest.param(a_tensor(dtype="int8", scale=1.0), id="bytes without their encoding"),
+        pytest.param(a_tensor(encoding="scaled", scale=1.0), id="float32 with a scale"),
+        pytest.param(a_tensor(dtype="bfloat16", encoding="scaled", scale=1.0, data=bytes(4)), id="bfloat16 with a scale"),
+        pytest.param(some_bytes(scale=None), id="bytes without a scale"),
+        pytest.param(some_bytes(scale="1"), id="a scale that is text"),
+        pytest.param(some_bytes(scale=True), id="a scale that is a boolean"),
+        pytest.param(some_bytes(scale=math.nan), id="a scale that is no number"),
+        pytest.param(some_bytes(scale=math.inf), id="an infinite scale"),
+        pytest.param(some_bytes(scale=-1.0), id="a negative scale"),
+        pytest.param(some_bytes(scale=0.0), id="a scale of 0"),
+        pytest.param(some_bytes(scale=1e-60), id="a scale that is 0 in float32"),
+        pytest.param(some_bytes(scale=1e39), id="a scale that is infinite in float32"),
+        pytest.param(some_bytes(scale=2**64 - 1), id="a whole scale that float32 does not have"),
+        pytest.param(some_bytes(scale=0.1), id="a scale that would have to be rounded"),
+        pytest.param(some_bytes(shape=[3]), id="fewer bytes than numbers"),
+        pytest.param(some_bytes(data=bytes(3)), id="more bytes than numbers"),
+        pytest.param(some_bytes(shape=[2**39], data=bytes(2)), id="a shape of terabytes"),
+        pytest.param(some_bytes(dtype="float16", data=bytes(3)), id="float16 and a half"),
         pytest.param(a_tensor(shape=[-2]), id="negative size"),
         pytest.param(a_tensor(shape=[2.0]), id="fractional size"),
         pytest.param(a_tensor(shape=[True, 2]), id="boolean size"),
@@ -246,6 +304,10 @@ def test_a_huge_schema_is_not_repeated_in_the_error():
 def test_a_malformed_tensor_is_refused(tensor):
     with pytest.raises(MalformedMessageError):
         codec.decode(packed(tensor), max_bytes=MEBIBYTE)
+
+
+def test_a_whole_number_may_stand_where_a_scale_is_asked_for():
+    assert codec.decode(packed(some_bytes(scale=2)), max_bytes=1000).tensors["w"].step == 2.0
 
 
 def test_a_tensor_that_stands_twice_is_refused():

@@ -6,7 +6,7 @@ import pytest
 from client_worker.randomness import SecureRandom
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import evaluate
-from shared.tasks.spec import TaskSpec, parse_task
+from shared.tasks.spec import TaskSpec, Transport, parse_task
 from simulator.federation import Member, Options, Run, simulate
 
 KEY = bytes(range(32))
@@ -116,3 +116,18 @@ def test_less_epsilon_means_more_noise() -> None:
     assert noise[0] is None
     assert all(isinstance(each, float) for each in noise[1:])
     assert [low < high for low, high in pairwise(each for each in noise if each is not None)] == [True]
+
+
+@pytest.mark.parametrize("epsilon", [None, 3.0])
+def test_deltas_are_folded_as_they_would_arrive(epsilon: float | None) -> None:
+    spec = task()
+    exact, rounded = (
+        run(spec.model_copy(update={"transport": Transport(updates=updates)}), (1.0,), Options(epsilon=epsilon, total=1))
+        for updates in ("float32", "int8")
+    )
+    (weight,) = (arrival.weight for arrival in rounded.arrivals)
+    for name, array in rounded.parameters.items():
+        # initial parameters are 0: what is left are steps of one size, up to 127 of them
+        moved = array / np.float32(weight)
+        distance = np.abs(moved - exact.parameters[name] / np.float32(weight))
+        assert 0 < distance.max() < np.abs(moved).max() / 5

@@ -65,6 +65,17 @@ def test_another_range_is_another_hash() -> None:
     assert parse(TASK.replace("maximum = 16", "maximum = 15")).hash != parse(TASK).hash
 
 
+def test_updates_travel_in_bytes_and_models_in_float32_unless_the_task_says_otherwise() -> None:
+    assert (parse(TASK).transport.updates, parse(TASK).transport.models) == ("int8", "float32")
+    other = parse(TASK + '[transport]\nupdates = "float16"\nmodels = "bfloat16"\n')
+    assert (other.transport.updates, other.transport.models) == ("float16", "bfloat16")
+    assert other.hash != parse(TASK).hash
+
+
+def test_numbers_of_an_unknown_type_are_refused() -> None:
+    assert "transport.updates" in refusal(TASK + '[transport]\nupdates = "int4"\n')
+
+
 def test_training_settings_have_defaults() -> None:
     assert (parse(TASK).training.steps, parse(TASK).training.updates) == (10, 20)
 
