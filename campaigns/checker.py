@@ -235,7 +235,8 @@ def _ledger_chains(records: _Records) -> Iterator[Finding]:
     for institution, rows in records.evidence.ledgers.items():
         previous = ""
         for row in rows:
-            if row.previous != previous or row.hash != sha256(msgpack.packb([row.number, row.state, row.packed, row.previous])):
+            covered = msgpack.packb([row.number, row.state, row.at_seconds, row.packed, row.previous])
+            if row.previous != previous or row.hash != sha256(covered):
                 yield Finding("ledger", f"{institution}: row {row.number} does not follow from the one before")
             previous = row.hash
 

@@ -18,10 +18,11 @@ _ALL_DEAD_LETTERS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a ledger; `packed` is what its hash covers."""
+    """One row of a ledger; its hash covers all that stands before it."""
 
     number: int
     state: str
+    at_seconds: int
     packed: bytes
     previous: str
     hash: str
@@ -90,7 +91,7 @@ def ledger(file: Path) -> list[Row]:
         return []
     database = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
     try:
-        rows = database.execute("SELECT number, state, fields, previous, hash FROM ledger ORDER BY number")
+        rows = database.execute("SELECT number, state, at_seconds, fields, previous, hash FROM ledger ORDER BY number")
         return [Row(*row) for row in rows]
     finally:
         database.close()

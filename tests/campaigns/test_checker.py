@@ -80,8 +80,8 @@ def ledgers_with(truth: Evidence, change: Callable[[str, dict], None], without: 
             fields = row.fields
             change(row.state, fields)
             packed = msgpack.packb(fields)
-            digest = sha256(msgpack.packb([row.number, row.state, packed, previous]))
-            rows.append(Row(row.number, row.state, packed, previous, digest))
+            digest = sha256(msgpack.packb([row.number, row.state, row.at_seconds, packed, previous]))
+            rows.append(Row(row.number, row.state, row.at_seconds, packed, previous, digest))
             previous = digest
     return replace(truth, ledgers={**truth.ledgers, "bank-a": rows})
 

@@ -297,7 +297,8 @@ def test_a_plan_beyond_the_policy_is_refused_by_a_message_that_names_the_limit_a
     assert (scene.work.ledger.totals.reservations, session.finished) == (0, False)
 
 
-def test_a_worker_that_refuses_a_plan_trains_under_the_next_one_that_it_allows(scene):
+def test_a_worker_that_refuses_a_plan_trains_under_the_next_one_that_it_allows(tmp_path):
+    scene = Scene(tmp_path, a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=4.0)))
     session = scene.welcomed()
     first, digest = scene.update(session)
     scene.plan = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=500.0))
@@ -307,6 +308,7 @@ def test_a_worker_that_refuses_a_plan_trains_under_the_next_one_that_it_allows(s
     scene.plan = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=5.0))
     scene.commit(2.0)
     assert scene.update(session)[0].plan_hash == scene.plan.hash
+    scene.close()
 
 
 def test_updates_are_spread_over_the_horizon(tmp_path):
