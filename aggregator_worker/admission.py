@@ -2,17 +2,17 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from aggregator_worker.statements import norm_fault, over_budget, statement_fault
 from shared.compact import Delta, l2_norm
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
-from shared.lineage import Lineage
-from shared.messages import Entry, Outcome, PrivacyStatement, Update
+from shared.lineage import Lineage, standing_under
+from shared.messages import Entry, ManifestRecord, Outcome, StandingState, Update
 from shared.parameters import Shapes, require_shapes
-from shared.plan import Plan, PrivacyPlan
-
-EPSILON_TOLERANCE = 1e-6
+from shared.plan import Plan
 
 Order = Literal["next", "ahead", "duplicate", "outdated"]
 
@@ -75,41 +75,55 @@ def require_issued(incarnation: int, entry: Entry) -> None:
         raise UnknownInstitutionError(f"incarnation {incarnation} was never issued, {entry.incarnation} is the newest")
 
 
-def admit(update: Update, delta: Delta, *, lineage: Lineage, shapes: Shapes) -> Admission:
-    """The outcome of an update that is next in order.
+_LEFT: Mapping[StandingState, str] = {
+    "budget_spent": "its budget under this plan is spent",
+    "plan_refused": "it has refused this plan",
+}
+
+
+def admit(update: Update, delta: Delta, *, entry: Entry, lineage: Lineage, shapes: Shapes) -> Admission:
+    """The outcome of an update that is next in order; `entry` is its institution's.
 
     A value, not an error: whatever is wrong with the content, the update's number is settled.
     """
     head, plan = lineage.head, lineage.plan
     if head is None or plan is None:
         raise ValueError("a lineage without head or plan admits nothing")
-    staleness = head.manifest.version - update.base_version
+    staleness, stale = _staleness(update, head, plan, lineage.bases)
+    if stale is not None:
+        return Admission("stale", stale)
+    is_newest = update.sequence > entry.watermark  # one taken back from the dead letters was sealed before its institution left
+    left = standing_under(entry, update.plan_hash) if is_newest else None
+    if left is not None:
+        return Admission("over_budget", _LEFT[left], staleness)
+    fault = _content_fault(update, delta, entry=entry, plan=plan, shapes=shapes)
+    if fault is not None:
+        return Admission("rejected", fault[:200], staleness)
+    too_much = over_budget(update.privacy, plan)
+    return Admission("aggregated" if too_much is None else "over_budget", too_much or "", staleness)
+
+
+def _staleness(update: Update, head: ManifestRecord, plan: Plan, bases: Mapping[int, str]) -> tuple[int, str | None]:
+    """How many versions were made since the base, and why that update comes too late."""
+    staleness, reason = head.manifest.version - update.base_version, None
     if head.manifest.phase == "finished":
-        return Admission("stale", "the run is finished")
-    if update.plan_hash != head.manifest.plan_hash:
-        return Admission("stale", "made under another plan")
-    if staleness < 0 or staleness > plan.aggregation.staleness.max_staleness:
-        return Admission("stale", f"staleness {staleness} is not between 0 and the maximum")
-    if lineage.bases.get(update.base_version) != update.base_hash:
-        return Admission("stale", "its base is not in the lineage")
-    return _admit_content(update, delta, plan=plan, shapes=shapes, staleness=staleness)
+        reason = "the run is finished"
+    elif update.plan_hash != head.manifest.plan_hash:
+        reason = "made under another plan"
+    elif not 0 <= staleness <= plan.aggregation.staleness.max_staleness:
+        reason = f"staleness {staleness} is not between 0 and the maximum"
+    elif bases.get(update.base_version) != update.base_hash:
+        reason = "its base is not in the lineage"
+    return staleness, reason
 
 
-def _admit_content(update: Update, delta: Delta, *, plan: Plan, shapes: Shapes, staleness: int) -> Admission:
+def _content_fault(update: Update, delta: Delta, *, entry: Entry, plan: Plan, shapes: Shapes) -> str | None:
     try:
         require_shapes(delta, shapes)
     except IncompatibleUpdateError as error:
-        return Admission("rejected", str(error)[:200], staleness)
-    if not math.isfinite(l2_norm(delta)):
-        return Admission("rejected", "a value is not finite", staleness)
-    spent, allowed = update.privacy.epsilon_spent, plan.privacy.epsilon
-    if plan.privacy.mechanism != "none" and not _states_what_the_plan_asks(update.privacy, plan.privacy):
-        return Admission("rejected", "the privacy statement does not match the plan", staleness)
-    if allowed is not None and spent is not None and spent > allowed * (1 + EPSILON_TOLERANCE):
-        return Admission("over_budget", f"epsilon {spent:.3f} is over the plan's {allowed:g}", staleness)
-    return Admission("aggregated", "", staleness)
-
-
-def _states_what_the_plan_asks(statement: PrivacyStatement, plan: PrivacyPlan) -> bool:
-    private = statement.mechanism != "none" and statement.epsilon_spent is not None
-    return private and statement.target_delta == plan.target_delta
+        return str(error)
+    fault = statement_fault(update, entry, plan)
+    if fault is not None:
+        return fault
+    coordinates = sum(math.prod(shape) for shape in shapes.values())
+    return norm_fault(l2_norm(delta), update, plan, coordinates=coordinates)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.compact import Delta, blocks
+from shared.lineage import takes_part
 from shared.messages import Entry
 from shared.parameters import BLOCK, Array
 from shared.plan import AggregationPlan, StalenessRule
@@ -43,6 +44,8 @@ def rule_weight(rule: StalenessRule, staleness: int) -> float:
 
 def share(num_examples: int, table: Mapping[str, Entry]) -> float:
     """An institution's part of the data of all active members. One that has not yet said how much it has counts as average."""
+    # whose budget is spent keeps its share: the others' weights must not jump at that moment, and what it gave before must go on
+    # counting like the rest
     active = [entry for entry in table.values() if entry.active and not entry.removed]
     known = [entry.num_examples for entry in active if entry.num_examples is not None]
     average = sum(known) / len(known) if known else float(num_examples)
@@ -55,12 +58,12 @@ def update_weight(plan: AggregationPlan, *, staleness: int, data_share: float) -
     return float(np.float32(weight))
 
 
-def buffer_target(plan: AggregationPlan, table: Mapping[str, Entry]) -> int:
-    """K, capped at half of the active institutions so that nobody waits for a slow one, unless the plan wants exactly K."""
+def buffer_target(plan: AggregationPlan, table: Mapping[str, Entry], plan_hash: str) -> int:
+    """K, capped at half of those that take part so that nobody waits for a slow one, unless the plan wants exactly K."""
     if plan.exact_buffer:
         return plan.buffer_size
-    active = sum(entry.active and not entry.removed for entry in table.values())
-    return min(plan.buffer_size, max(1, active // 2))
+    giving = sum(takes_part(entry, plan_hash) for entry in table.values())
+    return min(plan.buffer_size, max(1, giving // 2))
 
 
 def fold_in_place(model: Mapping[str, Array], delta: Delta, weight: float) -> None:

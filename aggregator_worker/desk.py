@@ -21,7 +21,7 @@ from shared.errors import (
     UnknownInstitutionError,
     UnsupportedSchemaError,
 )
-from shared.messages import Control, Entry, Hello, Report, Settlement, Update
+from shared.messages import Control, Entry, Hello, Report, Settlement, Standing, Update
 
 QUIET_SECONDS = 0.05
 """How long settlements without a new version wait for company."""
@@ -80,11 +80,15 @@ class Desk:
 
     def settle(self, institution: str, upload: Upload, update: Update, delta: Delta) -> Settlement:
         """Admits and settles an update whose turn it is; folds it where it is to be aggregated."""
-        federation = self.federation
-        admission = admit(update, delta, lineage=federation.lineage, shapes=federation.state.shapes)
-        settlement = federation.settle(
-            self.pseudonym_of(institution), update, upload.head.content, admission=admission, delta=delta
+        federation, pseudonym = self.federation, self.pseudonym_of(institution)
+        admission = admit(
+            update,
+            delta,
+            entry=federation.table[pseudonym],
+            lineage=federation.lineage,
+            shapes=federation.state.shapes,
         )
+        settlement = federation.settle(pseudonym, update, upload.head.content, admission=admission, delta=delta)
         upload.close()
         self.keep(*upload.deliveries)
         self._tell(institution, settlement)
@@ -176,6 +180,8 @@ class Desk:
                 self._take_update(institution, upload, entry)
             case "hello":
                 self._take_hello(institution, upload, entry)
+            case "standing":
+                self._take_standing(institution, upload, entry)
             case _:
                 self._take_report(institution, upload)
 
@@ -186,7 +192,7 @@ class Desk:
             raise UnknownInstitutionError(f"{institution} is not a member of this federation")
         return entry
 
-    def _check(self, institution: str, upload: Upload, body: Update | Hello | Report) -> None:
+    def _check(self, institution: str, upload: Upload, body: Update | Hello | Report | Standing) -> None:
         run_id, user_id = self.federation.head.manifest.run_id, upload.deliveries[-1].user_id
         check_author(body.run_id, body.institution, user_id=user_id, queue_owner=institution, run_id=run_id)
 
@@ -304,6 +310,26 @@ class Desk:
             self.on_report(report)
         self._acknowledge(upload.deliveries)
         log.info("delivery", kind="report", institution=institution, version=report.version, kept=is_news)
+
+    def _take_standing(self, institution: str, upload: Upload, entry: Entry) -> None:
+        standing = messages.decode(Standing, "standing", upload.body or b"", max_bytes=messages.SMALL_BYTES)
+        self._check(institution, upload, standing)
+        require_issued(standing.incarnation, entry)
+        present = standing.incarnation == entry.incarnation
+        is_news = present and self.federation.stand(self.pseudonym_of(institution), standing)
+        if is_news:
+            self.keep(*upload.deliveries)
+        else:
+            self._acknowledge(upload.deliveries)
+        log.info(
+            "delivery",
+            kind="standing",
+            institution=institution,
+            state=standing.state,
+            limit=standing.limit,
+            reason=standing.reason,
+            kept=is_news,
+        )
 
     def _note_pending(self) -> None:
         if self._pending_since is None:

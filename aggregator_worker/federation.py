@@ -3,14 +3,16 @@
 No I/O, no clock. The same object serves the worker and the simulator.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import buffer_target, share, update_weight
 from aggregator_worker.server_state import ServerState
 from shared.compact import Delta
-from shared.lineage import Lineage
+from shared.lineage import Lineage, standing_under, takes_part
 from shared.messages import (
     KEPT_OPERATIONS,
     BlobName,
@@ -24,6 +26,8 @@ from shared.messages import (
     Outcome,
     Phase,
     Settlement,
+    Standing,
+    StandingState,
     Update,
 )
 from shared.plan import Plan
@@ -127,28 +131,47 @@ class Federation:
         entry = self.table[settlement.institution]
         counters = entry.counters.model_dump()
         counters[settlement.outcome] += 1
-        stated = update.privacy if update else None
-        spent = stated.epsilon_spent if stated else None
         newest = settlement.sequence > entry.watermark  # one that was taken back from the dead letters is not
         changed = entry.model_copy(
             update={
                 "incarnation": settlement.incarnation,
                 "watermark": settlement.sequence if newest else entry.watermark,
                 "last_hash": settlement.hash if newest else entry.last_hash,
-                "epsilon_spent": max(filter(None, (spent, entry.epsilon_spent)), default=entry.epsilon_spent),
-                "target_delta": stated.target_delta if stated else entry.target_delta,
-                "num_examples": update.num_examples if update else entry.num_examples,
                 "total_weight": (float.fromhex(entry.total_weight) + float.fromhex(settlement.weight)).hex(),
                 "counters": Counters(**counters),
+                **(_stated(update, entry, settlement.outcome) if update else {}),
+                **(_left("budget_spent", "epsilon", self._plan_hash) if self._is_found_spent(entry, settlement) else {}),
             }
         )
         self.pending.settled.append(settlement)
         self.change(settlement.institution, changed)
 
+    def _is_found_spent(self, entry: Entry, settlement: Settlement) -> bool:
+        return settlement.outcome == "over_budget" and standing_under(entry, self._plan_hash) is None
+
+    @property
+    def _plan_hash(self) -> str:
+        return self.head.manifest.plan_hash
+
     def greet(self, pseudonym: str, hello: Hello) -> None:
-        """Answers a worker's start: its entry in the next manifest echoes the nonce."""
+        """Answers a worker's start: its entry in the next manifest echoes the nonce.
+
+        Who starts anew may have changed its policy, and says so again if it still refuses the plan; a spent budget stays spent.
+        """
+        entry = self.table[pseudonym]
         echo = {"nonce": hello.nonce, "num_examples": hello.num_examples, "active": True}
-        self.change(pseudonym, self.table[pseudonym].model_copy(update=echo))
+        again = entry.standing == "plan_refused" and hello.nonce != entry.nonce
+        self.change(pseudonym, entry.model_copy(update=echo | (_left(None, "", "") if again else {})))
+
+    def stand(self, pseudonym: str, standing: Standing) -> bool:
+        """Puts into the table why an institution gives no more under the plan in force; False where that is no news."""
+        entry = self.table[pseudonym]
+        known = standing_under(entry, self._plan_hash)
+        repeated = (known, entry.standing_limit) == (standing.state, standing.limit)
+        if standing.plan_hash != self._plan_hash or known == "budget_spent" or repeated:
+            return False
+        self.change(pseudonym, entry.model_copy(update=_left(standing.state, standing.limit, standing.plan_hash)))
+        return True
 
     def count_duplicate(self, pseudonym: str) -> None:
         """A repeat changes nothing but its counter."""
@@ -159,7 +182,7 @@ class Federation:
     @property
     def buffer_full(self) -> bool:
         """Whether K updates were folded since the head."""
-        return self.pending.aggregated >= buffer_target(self.plan.aggregation, self.table)
+        return self.pending.aggregated >= buffer_target(self.plan.aggregation, self.table, self._plan_hash)
 
     def finish_version(self) -> bool:
         """Completes the state of the next version; False where nothing was aggregated, and the version stays."""
@@ -198,7 +221,7 @@ class Federation:
     def _phase(self, head: Manifest) -> tuple[Phase, str]:
         if self.pending.phase is not None:
             return self.pending.phase, self.pending.phase_reason
-        reached = None if head.phase == "finished" else ending_reached(self.plan, self.table)
+        reached = None if head.phase == "finished" else ending_reached(self.plan, self.table, self._plan_hash)
         return ("finished", reached) if reached else (head.phase, head.phase_reason)
 
     def advance(self, lineage: Lineage) -> None:
@@ -208,12 +231,46 @@ class Federation:
         self.pending = Pending()
 
 
-def ending_reached(plan: Plan, table: Mapping[str, Entry]) -> str | None:
-    """Why the run is over, or None while it is not."""
+def _left(state: StandingState | None, limit: str, plan_hash: str) -> dict[str, Any]:
+    return {"standing": state, "standing_limit": limit, "standing_plan": plan_hash}
+
+
+def _stated(update: Update, entry: Entry, outcome: Outcome) -> dict[str, Any]:
+    """What an update says of its institution. Nothing lowers epsilon, and no claim that was refused is kept but for that."""
+    statement, spent = update.privacy, _finite(update.privacy.epsilon_spent)
+    known: dict[str, Any] = {"num_examples": update.num_examples}
+    if spent is not None:
+        known["epsilon_spent"] = max(spent, entry.epsilon_spent or 0.0)
+    if outcome != "rejected":
+        known["mechanism"] = statement.mechanism
+        known["noise_multiplier"] = _finite(statement.noise_multiplier)
+        known["target_delta"] = _finite(statement.target_delta)
+    return known
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def ending_reached(plan: Plan, table: Mapping[str, Entry], plan_hash: str) -> str | None:
+    """Why the run is over, or None while it is not. Nobody waits for an institution that has left the plan."""
+    if plan.ending.updates is None:
+        return None
     members = [entry for entry in table.values() if not entry.removed]
     total = sum(entry.counters.aggregated for entry in members)
-    if plan.ending.updates is None or total < plan.ending.updates:
+    awaited = [entry for entry in members if takes_part(entry, plan_hash)]
+    if total >= plan.ending.updates and all(entry.counters.aggregated >= plan.ending.updates_each for entry in awaited):
+        return f"{total} updates are aggregated"
+    reasons = {_gives_no_more(entry, plan, plan_hash) for entry in members if entry.active}
+    told = sorted(reason for reason in reasons if reason is not None)
+    return f"every institution {' or '.join(told)}" if told and None not in reasons else None
+
+
+def _gives_no_more(entry: Entry, plan: Plan, plan_hash: str) -> str | None:
+    """Why no update will come of an institution, or None while one may."""
+    standing = standing_under(entry, plan_hash)
+    if standing == "plan_refused":
+        return "refuses the plan"
+    if standing is None and entry.watermark < plan.local.updates:
         return None
-    if any(entry.active and entry.counters.aggregated < plan.ending.updates_each for entry in members):
-        return None
-    return f"{total} updates are aggregated"
+    return "has given its planned updates" if plan.privacy.mechanism == "none" else "has spent its budget"

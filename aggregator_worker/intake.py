@@ -13,7 +13,7 @@ from shared.broker import Delivery
 from shared.chunks import Assembly, ChunkHead, head, open_envelope
 from shared.errors import MalformedMessageError, StorageError
 
-KINDS = ("update", "hello", "report")
+KINDS = ("update", "hello", "report", "standing")
 IN_MEMORY_BYTES = 64 * 2**10
 """A message up to this size is not written to disk while it waits for one that must come first."""
 TRIAL = (sys.executable, "-m", "aggregator_worker.trial")

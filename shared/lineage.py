@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from shared.messages import KEPT_OPERATIONS, Claim, Entry, Manifest, ManifestRecord
+from shared.messages import KEPT_OPERATIONS, Claim, Entry, Manifest, ManifestRecord, StandingState
 from shared.plan import Plan
 
 KEPT_BASES = 1000
@@ -51,6 +51,16 @@ class Lineage:
 
 
 Verdict = Literal["claim", "extended", "repeated", "candidate", "ignored"]
+
+
+def standing_under(entry: Entry, plan_hash: str) -> StandingState | None:
+    """Why an institution gives no more updates under a plan; None while it may."""
+    return entry.standing if entry.standing_plan == plan_hash else None
+
+
+def takes_part(entry: Entry, plan_hash: str) -> bool:
+    """Whether others count on an institution's updates under a plan: an active member that has not left it."""
+    return entry.active and not entry.removed and standing_under(entry, plan_hash) is None
 
 
 def fold_claim(lineage: Lineage, claim: Claim) -> tuple[Lineage, Verdict]:

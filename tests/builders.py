@@ -20,6 +20,7 @@ from shared.messages import (
     ManifestRecord,
     Operation,
     PrivacyStatement,
+    Standing,
     Update,
     pseudonym,
 )
@@ -85,6 +86,22 @@ def an_update(institution: str = "bank-a", sequence: int = 1, *, base: ManifestR
             **changes,
         }
     )
+
+
+def a_statement(plan: Plan, epsilon_spent: float = 0.5, **changes: Any) -> PrivacyStatement:
+    """What an honest update under a plan states."""
+    private = plan.privacy.mechanism != "none"
+    unit = "institution" if plan.privacy.mechanism == "update-gaussian" else "record"
+    noise = {"unit": unit, "noise_multiplier": 1.25, "epsilon_spent": epsilon_spent} if private else {}
+    fields = {"clipping_norm": plan.privacy.clipping_norm, "target_delta": plan.privacy.target_delta} | noise
+    training = {"sample_rate": plan.local.sample_rate, "steps": plan.local.steps}
+    return PrivacyStatement(**{"mechanism": plan.privacy.mechanism, **fields, **training, **changes})
+
+
+def a_standing(institution: str = "bank-a", **changes: Any) -> Standing:
+    """An institution that has spent its budget."""
+    fields = {"incarnation": 1, "plan_hash": a_plan().hash, "state": "budget_spent", "limit": "epsilon", "reason": "spent"}
+    return Standing(**{"run_id": RUN, "institution": institution, **fields, **changes})
 
 
 def a_hello(institution: str = "bank-a", **changes: Any) -> Hello:
@@ -159,15 +176,17 @@ def a_federation(model: Parameters, plan: Plan | None = None, table: Mapping[str
     return Federation(folded(a_claim(1), zero), ServerState.of(plan, model))
 
 
-def as_messages(body: Update | Hello, delta: Parameters | None = None, *, chunk_bytes: int = 2**20) -> list[Any]:
+def as_messages(body: Update | Hello | Standing, delta: Parameters | None = None, *, chunk_bytes: int = 2**20) -> list[Any]:
     """An institution's message as its worker publishes it."""
-    kind = "update" if isinstance(body, Update) else "hello"
+    kind = type(body).__name__.lower()
     content = messages.encode(kind, body, delta)
     return list(split(content, kind=kind, run_id=body.run_id, identity=identity_of(body), chunk_bytes=chunk_bytes))
 
 
-def identity_of(body: Update | Hello) -> str:
+def identity_of(body: Update | Hello | Standing) -> str:
     """The id in the chunk headers."""
+    if isinstance(body, Standing):
+        return f"standing-{'12' * 8}-{body.plan_hash[:16]}"
     return f"{body.institution}/{body.incarnation}/{body.sequence if isinstance(body, Update) else body.nonce}"
 
 

@@ -104,14 +104,16 @@ class ForeignClient:
 
     def update(self, sequence: int, delta: Numbers, *, num_examples: int, epsilon_spent: float) -> bytes:
         """The sealed bytes of one update on the head."""
-        privacy = {"mechanism": "dp-sgd", "steps": 10, "epsilon_spent": epsilon_spent}
+        asked, local = self.plan["privacy"], self.plan["local"]
+        privacy = {"mechanism": "dp-sgd", "unit": "record", "noise_multiplier": 1.25, "epsilon_spent": epsilon_spent}
+        privacy |= {name: asked[name] for name in ("clipping_norm", "target_delta")}
         fields = {
             "sequence": sequence,
             "base_version": self.head["version"],
             "base_hash": self.head["model"]["hash"],
             "plan_hash": self.head["plan_hash"],
             "num_examples": num_examples,
-            "privacy": privacy | {"target_delta": self.plan["privacy"]["target_delta"]},
+            "privacy": privacy | {name: local[name] for name in ("sample_rate", "steps")},
         }
         return self._body("update", fields, delta)
 

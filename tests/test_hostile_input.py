@@ -16,7 +16,7 @@ from shared.chunks import split
 from shared.errors import PublishRefusedError
 from shared.messages import ManifestRecord, PrivacyStatement
 from shared.plan import PrivacyPlan
-from tests.builders import NAMES, RUN, a_hello, a_plan, an_update, array, as_messages, small_limits
+from tests.builders import NAMES, RUN, a_hello, a_plan, a_statement, an_update, array, as_messages, small_limits
 from tests.running import Hand, Leader, Watch, begin, deltas_of, require_each_once, require_replay
 
 PLAN = a_plan(limits=small_limits())
@@ -203,13 +203,16 @@ def test_a_flood_of_repeats_does_not_put_off_the_others_commits(scene):
 
 
 def test_a_privacy_statement_beyond_the_plan_is_not_folded(broker_server, tmp_path):
-    begin(broker_server, a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=3.0)))
+    plan = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=3.0))
+    begin(broker_server, plan)
     watch, hand = Watch(broker_server.connect("operator")), Hand(broker_server, "bank-a")
-    stated = {"mechanism": "dp-sgd", "target_delta": 1e-5}
     with Leader(broker_server, tmp_path):
-        hand.send(watch.head, 1, 1, 2, 3, privacy=PrivacyStatement(epsilon_spent=2.5, **stated))
-        hand.send(watch.head, 2, 1, 2, 3, privacy=PrivacyStatement(epsilon_spent=3.5, **stated))
+        hand.send(watch.head, 1, 1, 2, 3, privacy=a_statement(plan, 2.5))
+        hand.send(watch.head, 2, 0, 0, 0, privacy=a_statement(plan, 2.75))
         hand.send(watch.head, 3, 1, 2, 3, privacy=PrivacyStatement(mechanism="none"))
-        assert watch.until(lambda: len(watch.outcomes("bank-a")) == 3)
-    assert watch.outcomes("bank-a") == [(1, "aggregated"), (2, "over_budget"), (3, "rejected")]
-    assert watch.entry("bank-a").epsilon_spent == 3.5
+        hand.send(watch.head, 4, 1, 2, 3, privacy=a_statement(plan, 3.5))
+        hand.send(watch.head, 5, 1, 2, 3, privacy=a_statement(plan, 2.9))
+        assert watch.until(lambda: len(watch.outcomes("bank-a")) == 5)
+    outcomes = ["aggregated", "rejected", "rejected", "over_budget", "over_budget"]
+    assert watch.outcomes("bank-a") == list(enumerate(outcomes, start=1))
+    assert (watch.entry("bank-a").epsilon_spent, watch.entry("bank-a").standing) == (3.5, "budget_spent")

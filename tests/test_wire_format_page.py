@@ -337,7 +337,7 @@ def test_an_update_written_from_the_page_alone_is_admitted() -> None:
     known, _ = fold(known, messages.decode_record(page_bytes("record-0"), max_bytes=10_000))
 
     update, delta = messages.decode_update(a_foreign_update(), max_bytes=10_000)
-    admission = admit(update, delta, lineage=known, shapes={"weight": (1, 2), "bias": (1,)})
+    admission = admit(update, delta, entry=Entry(incarnation=1), lineage=known, shapes={"weight": (1, 2), "bias": (1,)})
 
     assert update.num_examples == 3
     assert delta["weight"].tolist() == [[-1.0, 4.0]]

@@ -13,7 +13,7 @@ from broker_config.streams import publish_claim, publish_record
 from broker_config.topology import DEAD_LETTERS, OPERATIONS, update_queue
 from shared import messages
 from shared.broker import Delivery, Message
-from shared.messages import Entry, Hello, Letter, ManifestRecord, Operation, Report, Update
+from shared.messages import Entry, Hello, Letter, ManifestRecord, Operation, Report, Standing, Update
 from shared.parameters import Parameters
 from shared.plan import Plan
 from tests.builders import (
@@ -66,7 +66,7 @@ class Counter:
             longest_wait_seconds=40.0,
         )
 
-    def send(self, body: Update | Hello, *values: float, as_user: str = "", chunk_bytes: int = 2**20) -> None:
+    def send(self, body: Update | Hello | Standing, *values: float, as_user: str = "", chunk_bytes: int = 2**20) -> None:
         """Publishes as an institution does and lets the desk take it."""
         delta = {"w": array(*values)} if values else None
         for message in as_messages(body, delta, chunk_bytes=chunk_bytes):

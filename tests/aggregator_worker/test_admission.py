@@ -1,18 +1,20 @@
 import math
 
+import numpy as np
 import pytest
 
 from aggregator_worker.admission import Admission, ReusedIdError, admit, check_author, number_in, order
 from shared.errors import IncompatibleUpdateError, UnknownInstitutionError
 from shared.messages import Entry, PrivacyStatement
 from shared.plan import PrivacyPlan
-from tests.builders import RUN, a_claim, a_plan, a_record, an_update, array, folded
+from tests.builders import RUN, a_claim, a_plan, a_record, a_statement, an_update, array, folded
 
 ENTRY = Entry(incarnation=2, watermark=5, last_hash="5" * 64)
 SHAPES = {"w": (2,)}
 DELTA = {"w": array(1, -1)}
-DP = PrivacyPlan(mechanism="dp-sgd", epsilon=3.0, target_delta=1e-5)
-SPENT = PrivacyStatement(mechanism="dp-sgd", epsilon_spent=2.0, target_delta=1e-5)
+MEMBER = Entry(incarnation=1)
+DP = a_plan(privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=3.0, target_delta=1e-5))
+ON_UPDATE = a_plan(privacy=PrivacyPlan(mechanism="update-gaussian", epsilon=3.0, target_delta=1e-5))
 
 
 def lineage_with(plan=None, versions=5, **changes):
@@ -98,16 +100,20 @@ def test_an_author_who_is_who_the_message_says_may_speak():
 
 def test_an_update_on_the_head_is_aggregated_without_staleness():
     lineage, records = lineage_with()
-    assert admit(an_update(base=records[5]), DELTA, lineage=lineage, shapes=SHAPES) == Admission("aggregated", "", 0)
+    assert admitted(an_update(base=records[5]), lineage=lineage) == Admission("aggregated", "", 0)
 
 
 def test_an_update_on_an_older_version_has_its_staleness():
     lineage, records = lineage_with()
-    assert admit(an_update(base=records[2]), DELTA, lineage=lineage, shapes=SHAPES) == Admission("aggregated", "", 3)
+    assert admitted(an_update(base=records[2]), lineage=lineage) == Admission("aggregated", "", 3)
 
 
-def outcome(update, delta=None, *, lineage):
-    admission = admit(update, DELTA if delta is None else delta, lineage=lineage, shapes=SHAPES)
+def admitted(update, delta=DELTA, *, lineage, entry=MEMBER):
+    return admit(update, delta, entry=entry, lineage=lineage, shapes=SHAPES)
+
+
+def outcome(update, delta=DELTA, *, lineage):
+    admission = admitted(update, delta, lineage=lineage)
     return admission.outcome, admission.reason
 
 
@@ -171,18 +177,124 @@ def test_a_reason_is_short_enough_for_a_manifest():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "aggregated"),
-        ({"epsilon_spent": 3.0}, "aggregated"),
-        ({"epsilon_spent": 3.0 + 1e-9}, "aggregated"),
-        ({"epsilon_spent": 3.01}, "over_budget"),
-        ({"epsilon_spent": math.inf}, "over_budget"),
-        ({"epsilon_spent": None}, "rejected"),
-        ({"target_delta": 1e-3}, "rejected"),
-        ({"target_delta": None}, "rejected"),
-        ({"mechanism": "none"}, "rejected"),
+        ({}, ("aggregated", "")),
+        ({"unit": "person"}, ("aggregated", "")),
+        ({"epsilon_spent": 3.0}, ("aggregated", "")),
+        ({"epsilon_spent": 3.0 + 1e-9}, ("aggregated", "")),
+        ({"epsilon_spent": 3.01}, ("over_budget", "epsilon 3.010 is over the plan's 3")),
+        ({"epsilon_spent": math.inf}, ("rejected", "it states an epsilon that is not finite")),
+        ({"epsilon_spent": None}, ("rejected", "it states no epsilon")),
+        ({"target_delta": 1e-3}, ("rejected", "it states target delta 0.001, the plan's is 1e-05")),
+        ({"target_delta": None}, ("rejected", "it states no target delta, the plan's is 1e-05")),
+        ({"mechanism": "none"}, ("rejected", "it states mechanism none, the plan's is dp-sgd")),
+        ({"mechanism": "update-gaussian"}, ("rejected", "it states mechanism update-gaussian, the plan's is dp-sgd")),
+        ({"clipping_norm": 2.0}, ("rejected", "it states clipping norm 2.0, the plan's is 1.0")),
+        ({"clipping_norm": None}, ("rejected", "it states no clipping norm, the plan's is 1.0")),
+        ({"clipping_norm": math.nan}, ("rejected", "it states clipping norm nan, the plan's is 1.0")),
+        ({"sample_rate": 0.1}, ("rejected", "it states sample rate 0.1, the plan's is 0.25")),
+        ({"steps": 9}, ("rejected", "it states steps 9, the plan's is 10")),
+        ({"noise_multiplier": None}, ("rejected", "it states no noise multiplier")),
+        ({"noise_multiplier": 0.0}, ("rejected", "it states the noise multiplier 0.0, which is not a positive number")),
+        ({"noise_multiplier": -1.0}, ("rejected", "it states the noise multiplier -1.0, which is not a positive number")),
+        ({"noise_multiplier": math.inf}, ("rejected", "it states the noise multiplier inf, which is not a positive number")),
+        ({"noise_multiplier": math.nan}, ("rejected", "it states the noise multiplier nan, which is not a positive number")),
+        ({"unit": None}, ("rejected", "it states the unit None, dp-sgd hides a record or a person")),
+        ({"unit": "institution"}, ("rejected", "it states the unit institution, dp-sgd hides a record or a person")),
     ],
+    ids=str,
 )
 def test_a_privacy_statement_must_be_the_plans_and_within_its_budget(changes, expected):
-    lineage, records = lineage_with(a_plan(privacy=DP))
-    update = an_update(base=records[5], privacy=SPENT.model_copy(update=changes))
-    assert outcome(update, lineage=lineage)[0] == expected
+    lineage, records = lineage_with(DP)
+    update = an_update(base=records[5], privacy=a_statement(DP, 2.0).model_copy(update=changes))
+    assert outcome(update, lineage=lineage) == expected
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("institution", "aggregated"), ("record", "rejected"), ("person", "rejected")])
+def test_noise_on_the_whole_update_hides_an_institution_and_nothing_smaller(unit, expected):
+    lineage, records = lineage_with(ON_UPDATE)
+    assert outcome(an_update(base=records[5], privacy=a_statement(ON_UPDATE, unit=unit)), lineage=lineage)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "privacy", [a_statement(DP), a_statement(DP, noise_multiplier=None, unit=None), PrivacyStatement(mechanism="none")]
+)
+def test_a_plan_without_noise_takes_any_statement(privacy):
+    lineage, records = lineage_with()
+    assert outcome(an_update(base=records[5], privacy=privacy), {"w": array(0, 0)}, lineage=lineage) == ("aggregated", "")
+
+
+STATED = Entry(incarnation=1, watermark=3, epsilon_spent=1.5, target_delta=1e-5)
+UNSURE = STATED.model_copy(update={"target_delta": None})
+
+
+@pytest.mark.parametrize(
+    ("spent", "changes", "entry", "reason"),
+    [
+        (1.5, {}, STATED, ""),
+        (1.4, {}, STATED, "it states epsilon 1.4 after 1.5; nothing lowers what was spent"),
+        (0.0, {}, UNSURE, "it states epsilon 0 after 1.5; nothing lowers what was spent"),
+        (1.4, {}, STATED.model_copy(update={"target_delta": 1e-3}), ""),
+        (1.4, {"sequence": 3}, STATED, ""),
+    ],
+)
+def test_nothing_lowers_what_an_institution_has_spent(spent, changes, entry, reason):
+    lineage, records = lineage_with(DP)
+    update = an_update(base=records[5], privacy=a_statement(DP, spent), **{"sequence": 4, **changes})
+    expected = Admission("rejected" if reason else "aggregated", reason)
+    assert admitted(update, lineage=lineage, entry=entry) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("budget_spent", "its budget under this plan is spent"), ("plan_refused", "it has refused this plan")],
+)
+def test_what_comes_after_an_institution_has_left_the_plan_is_over_its_budget(state, reason):
+    lineage, records = lineage_with(DP)
+    entry = Entry(incarnation=1, watermark=3, standing=state, standing_plan=DP.hash)
+    update = an_update(sequence=4, base=records[5], privacy=a_statement(DP))
+    assert admitted(update, lineage=lineage, entry=entry) == Admission("over_budget", reason, 0)
+    earlier = an_update(sequence=3, base=records[5], privacy=a_statement(DP))
+    assert admitted(earlier, lineage=lineage, entry=entry).outcome == "aggregated", "one that was sealed before"
+    elsewhere = entry.model_copy(update={"standing_plan": "e" * 64})
+    assert admitted(update, lineage=lineage, entry=elsewhere).outcome == "aggregated", "under another plan"
+
+
+MANY = {"w": (1000,)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "std", "expected"),
+    [
+        # noise multiplier 1.25 x clipping norm 1 x learning rate 1 / (sample rate 0.25 x 100 examples) = 0.05 in the last step
+        (DP, 0.05, "aggregated"),
+        (DP, 0.16, "aggregated"),
+        (DP, 0.02, "rejected"),
+        (ON_UPDATE, 1.25, "aggregated"),
+        (ON_UPDATE, 0.6, "rejected"),
+        (a_plan(), 0.0, "aggregated"),
+    ],
+)
+def test_values_that_are_shorter_than_the_noise_they_state_are_rejected(plan, std, expected):
+    lineage, records = lineage_with(plan)
+    delta = {"w": np.random.default_rng(5).normal(0, std, 1000).astype(np.float32)}
+    update = an_update(base=records[5], privacy=a_statement(plan))
+    admission = admit(update, delta, entry=MEMBER, lineage=lineage, shapes=MANY)
+    assert admission.outcome == expected
+    assert ("the noise is missing" in admission.reason) == (expected == "rejected")
+
+
+def test_values_that_are_no_numbers_are_rejected_as_such_under_noise_too():
+    lineage, records = lineage_with(DP)
+    update = an_update(base=records[5], privacy=a_statement(DP))
+    assert outcome(update, {"w": array(1, math.nan)}, lineage=lineage) == ("rejected", "a value is not finite")
+
+
+def test_the_norm_of_an_update_is_computed_once(monkeypatch):
+    from aggregator_worker import admission
+
+    asked = []
+    norm = admission.l2_norm
+    monkeypatch.setattr(admission, "l2_norm", lambda delta: asked.append(1) or norm(delta))
+    lineage, records = lineage_with(DP)
+    assert outcome(an_update(base=records[5], privacy=a_statement(DP)), lineage=lineage)[0] == "aggregated"
+    assert asked == [1]

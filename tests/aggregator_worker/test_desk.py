@@ -3,6 +3,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator_worker.orders import Orders
 from broker_config.topology import OPERATIONS
@@ -11,7 +12,7 @@ from shared.broker import Message
 from shared.chunks import split
 from shared.messages import Entry, Report
 from tests.aggregator_worker.counter import Counter, update
-from tests.builders import RUN, a_hello, a_plan, array, as_messages, commit, name_of, small_limits
+from tests.builders import RUN, a_hello, a_plan, a_standing, array, as_messages, commit, name_of, small_limits
 
 
 def test_an_update_is_folded_and_stays_unacknowledged_until_the_commit(counter):
@@ -151,6 +152,85 @@ def test_a_report_of_a_version_that_was_reported_or_does_not_exist_is_not_kept(c
         counter.publish(replace(as_messages(a_hello())[0], **report_message(report)), "bank-b")
     assert [report.version for report in counter.reports] == [0]
     assert counter.unacknowledged() == 0
+
+
+def standing(counter, institution: str = "bank-a", **changes):
+    """What an institution says of the plan in force."""
+    plan_hash = counter.federation.head.manifest.plan_hash
+    return a_standing(institution, **{"plan_hash": plan_hash, "state": "plan_refused", "limit": "max_epsilon", **changes})
+
+
+def test_why_an_institution_trains_no_more_stands_in_the_table_and_is_acknowledged_with_the_commit(counter):
+    counter.send(standing(counter))
+    entry = counter.entry()
+    plan_hash = counter.federation.head.manifest.plan_hash
+    assert (entry.standing, entry.standing_limit, entry.standing_plan) == ("plan_refused", "max_epsilon", plan_hash)
+    assert counter.unacknowledged() == len(counter.desk.settled) == 1
+    assert counter.settled() == []
+    counter.now += 0.06
+    assert counter.desk.due()
+    assert counter.commit().manifest.table[name_of("bank-a")].standing == "plan_refused"
+
+
+def test_a_standing_is_a_line_of_the_log_with_its_reason(counter):
+    with capture_logs() as lines:
+        counter.send(standing(counter, reason="the plan asks for epsilon 8"))
+    (line,) = [line for line in lines if line.get("kind") == "standing"]
+    assert (line["state"], line["limit"], line["reason"]) == ("plan_refused", "max_epsilon", "the plan asks for epsilon 8")
+
+
+def test_a_standing_that_comes_again_changes_nothing(counter):
+    for state in ("plan_refused", "budget_spent"):
+        counter.send(standing(counter, state=state))
+    counter.commit()
+    before = counter.entry()
+    counter.send(standing(counter, state="budget_spent"))
+    counter.send(standing(counter, state="plan_refused"))
+    assert (before.standing, counter.entry()) == ("budget_spent", before)
+    assert counter.federation.pending.empty
+    assert counter.unacknowledged() == 0
+
+
+@pytest.mark.parametrize("changes", [{"plan_hash": "e" * 64}, {"incarnation": 1}], ids=["another plan", "an older incarnation"])
+def test_a_standing_of_another_plan_or_an_older_incarnation_is_acknowledged_and_has_no_effect(counter, changes):
+    reincarnate(counter)
+    before = counter.entry()
+    counter.send(standing(counter, **{"incarnation": 2, **changes}))
+    assert counter.entry() == before
+    assert counter.unacknowledged() == 0
+    assert counter.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"institution": "bank-b"}, "the message names 'bank-b', its author is 'bank-a'"),
+        ({"run_id": "cd" * 8}, f"the message belongs to run '{'cd' * 8}', this is '{RUN}'"),
+        ({"incarnation": 2}, "incarnation 2 was never issued, 1 is the newest"),
+    ],
+)
+def test_a_standing_that_is_not_its_authors_is_refused(counter, changes, reason):
+    counter.send(standing(counter, **changes), as_user="bank-a")
+    assert counter.dead_letters()[0].headers["refused"] == reason
+    assert {entry.standing for entry in counter.federation.table.values()} == {None}
+
+
+def test_an_update_after_a_refusal_is_settled_as_over_budget_and_hinted(counter):
+    counter.send(update(counter), 1, 1)
+    counter.send(standing(counter))
+    counter.send(update(counter, 2), 1, 1)
+    assert counter.settled() == [(1, "aggregated"), (2, "over_budget")]
+    assert [hint.reason for _, hint in counter.desk.hints] == ["it has refused this plan"]
+
+
+def test_who_has_left_the_plan_is_not_waited_for(tmp_path):
+    # K = 2 of three is capped at one; two of four count while all take part
+    counter = Counter(tmp_path, plan=a_plan({"max_wait_seconds": 10.0, "buffer_size": 2}, limits=small_limits()))
+    counter.federation.change("4" * 16, Entry(incarnation=1, num_examples=100))
+    counter.send(update(counter), 1, 1)
+    assert not counter.desk.due()
+    counter.send(standing(counter, "bank-b", state="budget_spent", limit="epsilon"))
+    assert counter.desk.due()
 
 
 def report_message(report: Report) -> dict[str, object]:

@@ -1,13 +1,32 @@
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import fold_in_place
 from aggregator_worker.federation import Federation, ending_reached
+from aggregator_worker.operations import apply
+from shared.lineage import takes_part
 from shared.messages import Counters, Entry, PrivacyStatement
 from shared.parameters import copy
-from shared.plan import Ending
-from tests.builders import a_federation, a_hello, a_plan, a_table, an_update, array, commit, name_of
+from shared.plan import Ending, LocalPlan, PrivacyPlan
+from tests.builders import (
+    NO_NOISE,
+    a_federation,
+    a_hello,
+    a_plan,
+    a_standing,
+    a_statement,
+    a_table,
+    an_operation,
+    an_update,
+    array,
+    commit,
+    name_of,
+)
 
 A, B, C = name_of("bank-a"), name_of("bank-b"), name_of("bank-c")
 TABLE = {
@@ -16,6 +35,7 @@ TABLE = {
     "bank-c": Entry(incarnation=1, num_examples=600),
 }
 EXAMPLES = {"bank-a": 100, "bank-b": 300, "bank-c": 600}
+PLAN, DP = "d" * 64, PrivacyPlan()
 EXACTLY_THREE = a_plan({"buffer_size": 3, "exact_buffer": True})
 
 
@@ -229,7 +249,128 @@ def test_a_run_ends_when_enough_came_in_all_and_from_each(ending, counts, reache
     entries = {
         institution: Entry(incarnation=1, counters=Counters(aggregated=counts.get(institution, 0))) for institution in TABLE
     }
-    assert (ending_reached(a_plan(ending=ending), a_table(entries)) is not None) == reached
+    assert (ending_reached(a_plan(ending=ending), a_table(entries), PLAN) is not None) == reached
+
+
+def members(**changes: Mapping[str, Any]) -> dict[str, Entry]:
+    """The table's three, each having given three updates, but for what is said otherwise."""
+    entries = {name: TABLE[name].model_copy(update={"watermark": 3, "counters": Counters(aggregated=3)}) for name in TABLE}
+    told = {name.replace("_", "-"): entries["bank-a"].model_copy(update=each) for name, each in changes.items()}
+    return a_table(entries | told)
+
+
+def left(state: str, plan_hash: str = "d" * 64) -> dict[str, Any]:
+    return {"standing": state, "standing_plan": plan_hash}
+
+
+SPENT, REFUSED = left("budget_spent"), left("plan_refused")
+NEVER = Ending(updates=1000, updates_each=1)
+
+
+@pytest.mark.parametrize("standing", [SPENT, REFUSED], ids=["spent", "refuses"])
+def test_nobody_waits_for_an_institution_that_has_left_the_plan(standing):
+    plan = a_plan(ending=Ending(updates=8, updates_each=3))
+    missing = {"counters": Counters(aggregated=2)}
+    assert ending_reached(plan, members(bank_c=missing), PLAN) is None
+    assert ending_reached(plan, members(bank_c=missing | standing), PLAN) == "8 updates are aggregated"
+    assert ending_reached(plan, members(bank_c=missing | standing), "e" * 64) is None
+
+
+@pytest.mark.parametrize(
+    ("privacy", "of_each", "reason"),
+    [
+        (DP, (SPENT, SPENT, SPENT), "has spent its budget"),
+        (DP, (SPENT, SPENT, {"watermark": 20}), "has spent its budget"),
+        (DP, (SPENT, SPENT, {"active": False, "removed": True}), "has spent its budget"),
+        (DP, (SPENT, SPENT, REFUSED), "has spent its budget or refuses the plan"),
+        (DP, (REFUSED, REFUSED, REFUSED), "refuses the plan"),
+        (NO_NOISE, ({"watermark": 20}, {"watermark": 21}, SPENT), "has given its planned updates"),
+        (DP, (SPENT, SPENT, {}), None),
+        (DP, (SPENT, SPENT, left("budget_spent", "e" * 64)), None),
+        (DP, (SPENT, SPENT, {"watermark": 19}), None),
+    ],
+)
+def test_a_run_whose_end_nobody_can_reach_any_more_is_over(privacy, of_each, reason):
+    table = members(**dict(zip(("bank_a", "bank_b", "bank_c"), of_each, strict=True)))
+    rest = {"privacy": privacy, "local": LocalPlan(updates=20)}
+    assert ending_reached(a_plan(ending=NEVER, **rest), table, PLAN) == (reason and f"every institution {reason}")
+    assert ending_reached(a_plan(**rest), table, PLAN) is None, "it was to go on for ever"
+
+
+def test_a_federation_without_members_is_not_over():
+    assert ending_reached(a_plan(ending=NEVER), {}, PLAN) is None
+
+
+def test_the_manifest_that_settles_the_last_budget_ends_the_run():
+    federation = a_federation({"w": array(0, 0)}, a_plan(ending=NEVER), TABLE)
+    for name in ("bank-a", "bank-b"):
+        assert federation.stand(name_of(name), a_standing(name, plan_hash=federation.head.manifest.plan_hash))
+    assert commit(federation).manifest.phase == "running"
+    federation.stand(C, a_standing("bank-c", plan_hash=federation.head.manifest.plan_hash, state="plan_refused"))
+    assert commit(federation).manifest.phase_reason == "every institution has given its planned updates or refuses the plan"
+    assert federation.head.manifest.phase == "finished"
+
+
+def test_what_an_update_states_of_its_noise_stands_in_the_table():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    statement = a_statement(a_plan(privacy=DP), noise_multiplier=1.75)
+    settle(federation, "bank-a", 0, 0, privacy=statement)
+    entry = federation.table[A]
+    assert (entry.mechanism, entry.noise_multiplier, entry.target_delta) == ("dp-sgd", 1.75, 1e-5)
+
+
+def test_of_a_refused_statement_only_its_epsilon_is_kept():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    statement = a_statement(a_plan(privacy=DP), 2.5, target_delta=0.5)
+    settle(federation, "bank-a", 0, 0, admission=Admission("rejected", "why"), privacy=statement)
+    entry = federation.table[A]
+    assert (entry.mechanism, entry.noise_multiplier, entry.target_delta, entry.epsilon_spent) == (None, None, None, 2.5)
+
+
+@pytest.mark.parametrize("outcome", ["aggregated", "stale", "rejected"])
+def test_no_number_that_is_not_finite_comes_into_the_table(outcome):
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    strange = {"epsilon_spent": math.inf, "noise_multiplier": math.nan, "target_delta": math.inf}
+    settle(federation, "bank-a", 0, 0, admission=Admission(outcome), privacy=a_statement(a_plan(), **strange))
+    entry = federation.table[A]
+    assert (entry.epsilon_spent, entry.noise_multiplier, entry.target_delta) == (None, None, None)
+
+
+def test_an_institution_that_states_more_than_the_budget_has_left_the_plan():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settle(federation, "bank-a", 1, 1, admission=Admission("over_budget", "epsilon 4 is over the plan's 3"))
+    entry, plan_hash = federation.table[A], federation.head.manifest.plan_hash
+    assert (entry.standing, entry.standing_limit, entry.standing_plan) == ("budget_spent", "epsilon", plan_hash)
+    assert not takes_part(entry, plan_hash)
+
+
+def test_a_refusal_stays_a_refusal_when_a_later_update_is_not_folded():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    federation.stand(A, a_standing(plan_hash=federation.head.manifest.plan_hash, state="plan_refused", limit="max_epsilon"))
+    settle(federation, "bank-a", 1, 1, admission=Admission("over_budget", "it has refused this plan"))
+    assert (federation.table[A].standing, federation.table[A].standing_limit) == ("plan_refused", "max_epsilon")
+
+
+def test_who_starts_anew_is_asked_again_and_a_spent_budget_stays_spent():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    plan_hash = federation.head.manifest.plan_hash
+    for name, state in (("bank-a", "plan_refused"), ("bank-b", "budget_spent")):
+        federation.greet(name_of(name), a_hello(name))
+        federation.stand(name_of(name), a_standing(name, plan_hash=plan_hash, state=state))
+        federation.greet(name_of(name), a_hello(name))
+        assert not takes_part(federation.table[name_of(name)], plan_hash), "the same start again"
+        federation.greet(name_of(name), a_hello(name, nonce="77" * 8))
+    assert takes_part(federation.table[A], plan_hash)
+    assert not takes_part(federation.table[B], plan_hash)
+
+
+def test_what_an_institution_said_of_the_plan_outlives_its_incarnation():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    plan_hash = federation.head.manifest.plan_hash
+    federation.stand(A, a_standing(plan_hash=plan_hash))
+    apply(federation, an_operation("admit", institution="bank-a", incarnation=2), name_of)
+    assert federation.table[A].incarnation == 2
+    assert not takes_part(federation.table[A], plan_hash)
 
 
 def test_the_manifest_that_reaches_the_end_says_so():

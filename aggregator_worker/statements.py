@@ -1,0 +1,85 @@
+"""Is an update's privacy statement the plan's, does it lower nothing, and do its values hold the noise that it declares?"""
+
+import math
+from collections.abc import Iterator
+
+from shared.messages import Entry, PrivacyStatement, Unit, Update
+from shared.noise import least_norm
+from shared.plan import Mechanism, Plan
+
+EPSILON_TOLERANCE = 1e-6
+"""Relative; what two programs make of the same sum differs by less."""
+UNITS: dict[Mechanism, tuple[Unit, ...]] = {"dp-sgd": ("record", "person"), "update-gaussian": ("institution",)}
+"""Whose presence a mechanism can hide."""
+
+
+def statement_fault(update: Update, entry: Entry, plan: Plan) -> str | None:
+    """What is wrong with the statement of an update under a plan, in words; None where nothing is, or the plan asks for none."""
+    if plan.privacy.mechanism == "none":
+        return None
+    statement = update.privacy
+    is_newest = update.sequence > entry.watermark  # one taken back from the dead letters states what was true when it was sealed
+    return next(_differences(statement, plan), None) or _noise_fault(statement) or _epsilon_fault(statement, entry, is_newest)
+
+
+def norm_fault(norm: float, update: Update, plan: Plan, *, coordinates: int) -> str | None:
+    """Why values of this norm cannot be what the statement says they are; None where they can.
+
+    The statement must have passed `statement_fault`.
+    """
+    if not math.isfinite(norm):
+        return "a value is not finite"
+    if plan.privacy.mechanism == "none":
+        return None
+    least = least_norm(update.privacy, plan, update.num_examples, coordinates=coordinates)
+    if norm >= least:
+        return None
+    return f"its norm is {norm:.3g}, the noise that it states is longer than {least:.3g}: the noise is missing, or not all there"
+
+
+def over_budget(statement: PrivacyStatement, plan: Plan) -> str | None:
+    """By what an update states more than the plan allows; None where it does not."""
+    spent, allowed = statement.epsilon_spent, plan.privacy.epsilon
+    if allowed is None or spent is None or spent <= allowed * (1 + EPSILON_TOLERANCE):
+        return None
+    return f"epsilon {spent:.3f} is over the plan's {allowed:g}"
+
+
+def _differences(statement: PrivacyStatement, plan: Plan) -> Iterator[str]:
+    asked = {
+        "mechanism": plan.privacy.mechanism,
+        "clipping norm": plan.privacy.clipping_norm,
+        "sample rate": plan.local.sample_rate,
+        "steps": plan.local.steps,
+        "target delta": plan.privacy.target_delta,
+    }
+    for name, wanted in asked.items():
+        stated = getattr(statement, name.replace(" ", "_"))
+        if stated is None:
+            yield f"it states no {name}, the plan's is {wanted}"
+        elif stated != wanted:
+            yield f"it states {name} {stated}, the plan's is {wanted}"
+    hidden = UNITS[plan.privacy.mechanism]
+    if statement.unit not in hidden:
+        yield f"it states the unit {statement.unit}, {plan.privacy.mechanism} hides a {' or a '.join(hidden)}"
+
+
+def _noise_fault(statement: PrivacyStatement) -> str | None:
+    sigma = statement.noise_multiplier
+    if sigma is None:
+        return "it states no noise multiplier"
+    if not (math.isfinite(sigma) and sigma > 0):
+        return f"it states the noise multiplier {sigma}, which is not a positive number"
+    return None
+
+
+def _epsilon_fault(statement: PrivacyStatement, entry: Entry, is_newest: bool) -> str | None:
+    spent, before = statement.epsilon_spent, entry.epsilon_spent
+    if spent is None:
+        return "it states no epsilon"
+    if not math.isfinite(spent):
+        return "it states an epsilon that is not finite"
+    comparable = is_newest and before is not None and entry.target_delta in (None, statement.target_delta)
+    if comparable and before is not None and spent < before * (1 - EPSILON_TOLERANCE):
+        return f"it states epsilon {spent:.6g} after {before:.6g}; nothing lowers what was spent"
+    return None
