@@ -36,16 +36,19 @@ def client(
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
     # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
-    from client_worker.local_data import open_data
+    from client_worker.local_data import dataset_facts, open_data, with_count
 
     data = open_data(settings)
     if check:
         typer.echo(check_broker(settings, data))
+        if (doubt := doubtful_count(settings.num_examples, data.units)) is not None:
+            typer.echo(doubt, err=True)
         return
     ledger = Ledger(
         settings.ledger_file, run_id=settings.run_id, institution=settings.institution, incarnation=settings.incarnation
     )
-    work = LocalWork(member(settings), data, ledger, stopping)
+    ledger.require_dataset(dataset_facts(settings, fingerprint=data.fingerprint, unit=data.unit))
+    work = LocalWork(member(settings), with_count(settings, data, ledger), ledger, stopping)
     run(lambda: connect(settings.broker, name=process_name("fedqueue-client", settings.institution)), work, stopping)
     log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
 
@@ -75,6 +78,16 @@ def check_broker(settings: ClientSettings, data: LocalData) -> str:
         require_task(lineage.plan, task_hash=data.task_hash)
         allowed_noise(lineage.plan, settings.policy, data)
     return f"ok: {settings.institution} in run {head.manifest.run_id}, version {head.manifest.version}, {head.manifest.phase}"
+
+
+def doubtful_count(stated: int | None, units: int) -> str | None:
+    """A warning for this institution alone where its public number is not even near its rows; None where it may do."""
+    if stated is None or units / 2 <= stated <= 2 * units:
+        return None
+    return (
+        f"warning: num_examples is {stated}, the training file holds {units} records or persons. The public number divides every "
+        "step and weighs every update: too small makes steps and noise too large, too large makes them too small"
+    )
 
 
 def main() -> None:

@@ -48,10 +48,10 @@ class Member:
 class LocalData:
     """The institution's data and what can be done with it, as functions from values to values.
 
-    `num_examples` is public. `unit` is what the training's sampling and clipping take as one. `train` takes the base and
-    returns a delta, noised as it is told. `noise_multiplier` is what the plan's budget needs here. `epsilon` is what charges
-    add up to at a target delta. `report` gives noised metrics of a model on validation rows at a cost of one epsilon; None
-    where there are no such rows.
+    `num_examples` is public, `units` is the true number and never leaves. `unit` is what the training's sampling and clipping
+    take as one. `train` takes the base and returns a delta, noised as it is told. `noise_multiplier` is what the plan's budget
+    needs here. `epsilon` is what charges add up to at a target delta. `report` gives noised metrics of a model on validation rows
+    at a cost of one epsilon; None where there are no such rows.
     """
 
     task_hash: str
@@ -62,6 +62,7 @@ class LocalData:
     epsilon: Callable[[Sequence[Charge], float], float]
     report: Callable[[Parameters, float], Metrics] | None = None
     unit: Unit = "record"
+    units: int = 0
 
 
 def allowed_noise(plan: Plan, policy: Policy, data: LocalData) -> float | None:
@@ -146,7 +147,7 @@ class LocalWork:
             raise PrivacyBudgetExhaustedError(
                 "epsilon", f"{totals.unprotected} local trainings were without noise: no epsilon holds for these rows any more"
             )
-        spent = totals.carried + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
+        spent = totals.set_aside + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
         allowed = plan.privacy.epsilon or 0.0  # which is within the policy
         if spent > allowed:
             raise PrivacyBudgetExhaustedError(
@@ -176,16 +177,17 @@ class LocalWork:
 
     def begin(self, base: Base, model: Parameters, plan: Plan, statement: PrivacyStatement) -> None:
         """Charges one local training, then starts it. The model's arrays must not change before it has ended."""
+        settings = local_training(plan, statement.noise_multiplier, self.data.num_examples)
         fields = {
             "base_version": base.version,
             "base_hash": base.model.hash,
             "plan_hash": base.plan_hash,
             "dataset": self.data.fingerprint,
+            "expected_rows": settings.expected_rows,
             **statement.model_dump(exclude={"epsilon_spent"}),
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
         self.after_step("reserve")
-        settings = local_training(plan, statement.noise_multiplier, self.data.num_examples)
         future = self._pool.submit(self._train, model, settings)
         self.training = Training(reservation, base, plan, statement, future)
         future.add_done_callback(lambda _: self.on_trained())

@@ -7,6 +7,7 @@ asynchrony or from the aggregator's buffer.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 import dp_accounting
 from dp_accounting import NeighboringRelation
@@ -19,7 +20,8 @@ from client_worker.mechanism import Charge, charge_of, merge
 from shared.errors import SettingsError
 from shared.plan import Plan
 
-ACCOUNTANT = "dp-accounting 0.6.0 PLD"
+ACCOUNTANT = f"dp-accounting {metadata.version('dp-accounting')} PLD"
+NEIGHBOURING = "add-or-remove"
 RELATIVE_TOLERANCE = 1e-3
 LEAST_NOISE, MOST_NOISE = 0.05, 1e4
 # Widths of the discretised privacy loss. Rounding is upwards, so a coarser one is quicker and never too low; calibration takes
@@ -82,13 +84,18 @@ def calibrate_noise_multiplier(epsilon: float, target_delta: float, sample_rate:
 def planned_noise_multiplier(plan: Plan, *, set_aside: float = 0.0) -> float:
     """What all of the plan's updates need to stay within its epsilon, less what is `set_aside` for a released count.
 
-    Raises SettingsError where nothing is left.
+    Raises SettingsError where nothing is left, or the count would protect less than the plan does.
     """
     if plan.privacy.epsilon is None:
         raise SettingsError("the plan asks for noise and names no epsilon; ask the operator to correct it")
     if set_aside >= plan.privacy.epsilon:
         raise SettingsError(
             f"count_epsilon {set_aside:g} leaves nothing of the plan's epsilon {plan.privacy.epsilon:g} for training; lower it"
+        )
+    if set_aside and plan.privacy.mechanism == "update-gaussian":
+        raise SettingsError(
+            "the plan protects the institution as a whole, and count_epsilon only hides one record or person in the number: give "
+            "num_examples, a public figure, instead"
         )
     whole = charge_of(plan, 1.0, updates=plan.local.updates)
     left = plan.privacy.epsilon - set_aside
@@ -121,10 +128,14 @@ def _exact(combined: tuple[Charge, ...], target_delta: float, interval: float = 
 @functools.lru_cache(maxsize=256)
 def _loss(charge: Charge, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
     """The privacy loss of one charge. Kept: before each training only one charge of a history is new."""
-    one_step = privacy_loss_distribution.from_gaussian_mechanism(
-        charge.noise_multiplier, value_discretization_interval=interval, sampling_prob=charge.sample_rate
+    return _one_step(charge.noise_multiplier, charge.sample_rate, interval).self_compose(charge.steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _one_step(noise: float, sample_rate: float, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise, value_discretization_interval=interval, sampling_prob=sample_rate
     )
-    return one_step.self_compose(charge.steps)
 
 
 @functools.lru_cache(maxsize=512)

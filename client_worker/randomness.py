@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
+GENERATOR = "ChaCha20, its key from the operating system"
 
 
 class SecureRandom:

@@ -62,6 +62,8 @@ def explain(error: ValidationError) -> list[str]:
                 lines.append(f"unknown key {key!r}; remove it or correct its spelling")
             case "missing":
                 lines.append(f"the key {key!r} is missing; add it, or set {PREFIX}{key.upper().replace('.', '__')}")
+            case _ if not item["loc"]:
+                lines.append(item["msg"].removeprefix("Value error, "))
             case _:
                 lines.append(f"key {key!r}: {item['msg']}")
     return lines

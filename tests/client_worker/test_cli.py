@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from client_worker.ledger import Ledger
 from tests.builders import RUN
 
 TASK = """
@@ -45,6 +46,18 @@ sys.meta_path.insert(0, AskedToStop())
 from client_worker.cli import main
 main()
 """
+
+
+def test_a_worker_does_not_start_on_other_rows_than_its_ledger_was_kept_for(tmp_path: Path) -> None:
+    for name, text in {"task.toml": TASK, "training.csv": "a,y\n10,1\n0,0\n", "client.toml": SETTINGS}.items():
+        (tmp_path / name).write_text(text)
+    ledger = Ledger(tmp_path / "state/ledger.sqlite", run_id=RUN, institution="bank-a", incarnation=1)
+    ledger.require_dataset({"fingerprint": "f" * 64, "unit": "record"})
+    ledger.close()
+    program = [sys.executable, "-c", "from client_worker.cli import main; main()", "--config", str(tmp_path / "client.toml")]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "fedqueue privacy ledger accept-dataset --config FILE" in ended.stderr
 
 
 def test_a_worker_that_is_asked_to_stop_while_torch_is_imported_ends_as_asked(tmp_path: Path) -> None:

@@ -202,6 +202,79 @@ def test_a_ledger_is_never_used_for_another_run(tmp_path, change):
     opened(tmp_path).close()
 
 
+DATASET = {"fingerprint": "a" * 64, "unit": "record", "num_examples": 100}
+
+
+def test_what_is_trained_on_is_written_at_its_first_use_only(tmp_path):
+    for _ in range(3):
+        ledger = opened(tmp_path)
+        ledger.require_dataset(DATASET)
+        ledger.close()
+    assert states(tmp_path) == ["OPENED", "DATASET"]
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "b" * 64}, {"unit": "person"}], ids=str)
+def test_other_rows_or_another_unit_need_an_entry_of_their_own_and_spend_the_same_budget(ledger, tmp_path, change):
+    ledger.require_dataset(DATASET)
+    ledger.reserve(CHARGE, epsilon_spent=0.5)
+    with pytest.raises(SettingsError, match="accept-dataset --config FILE`; what was spent stays spent"):
+        ledger.require_dataset(DATASET | change)
+    ledger.accept_dataset(DATASET | change)
+    ledger.require_dataset(DATASET | change)
+    with pytest.raises(SettingsError):
+        ledger.require_dataset(DATASET)
+    assert states(tmp_path) == ["OPENED", "DATASET", "RESERVED", "DATASET"]
+    assert ledger.totals.charges == [Charge(1.5, 0.25, 10)]
+
+
+def test_another_public_number_or_accountant_is_noted_and_needs_no_permission(ledger, tmp_path):
+    ledger.require_dataset(DATASET)
+    ledger.require_dataset(DATASET | {"num_examples": 120})
+    assert states(tmp_path) == ["OPENED", "DATASET", "DATASET"]
+
+
+def test_a_count_is_drawn_once_and_charged_for_ever(tmp_path):
+    draws = iter([104, 97])
+    for _ in range(2):
+        ledger = opened(tmp_path)
+        assert ledger.count_once(lambda epsilon: next(draws), epsilon=0.1) == 104
+        assert ledger.totals.set_aside == 0.1
+        ledger.close()
+    assert states(tmp_path) == ["OPENED", "COUNTED"]
+
+
+@pytest.mark.parametrize("spent", [-0.1, float("nan"), float("inf"), 1.99])
+def test_a_reservation_that_would_lower_what_is_spent_or_is_no_number_is_refused(ledger, tmp_path, spent):
+    ledger.reserve(CHARGE | {"target_delta": 1e-5}, epsilon_spent=2.0)
+    with pytest.raises(CheckpointError, match="cannot follow one at 2; nothing was trained"):
+        ledger.reserve(CHARGE | {"target_delta": 1e-5}, epsilon_spent=spent)
+    assert states(tmp_path) == ["OPENED", "RESERVED"]
+    ledger.reserve(CHARGE | {"target_delta": 1e-5}, epsilon_spent=2.1)
+    ledger.reserve(CHARGE | {"target_delta": 1e-3}, epsilon_spent=1.5)  # what an epsilon means depends on its delta
+
+
+def test_noise_on_the_whole_update_is_charged_as_one_gaussian_without_sampling(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.reserve(CHARGE | {"mechanism": "update-gaussian"}, epsilon_spent=0.7)
+    ledger.close()
+    again = opened(tmp_path)
+    assert again.totals.charges == [Charge(1.5, 1.0, 1)]
+    again.close()
+
+
+def test_an_outbox_whose_last_update_was_removed_is_refused(tmp_path):
+    ledger = opened(tmp_path)
+    sealed(ledger)
+    sealed(ledger)
+    ledger.close()
+    database = sqlite3.connect(tmp_path / "ledger.sqlite")
+    database.execute("DELETE FROM outbox WHERE sequence = 2")
+    database.commit()
+    database.close()
+    with pytest.raises(CheckpointError, match="the last sealed update is 2, the outbox ends at 1"):
+        opened(tmp_path)
+
+
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
     program = (
         "import sys\nfrom pathlib import Path\nfrom client_worker.ledger import Ledger\n"

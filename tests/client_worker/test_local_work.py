@@ -106,6 +106,17 @@ def test_a_ledger_that_has_charges_of_its_own_carries_nothing_over(make):
     assert work.ledger.totals.carried == 0.0
 
 
+def test_a_released_count_is_part_of_everything_spent(make):
+    work = make()
+    work.ledger.count_once(lambda epsilon: 104, epsilon=0.25)
+    assert work.afford(NOISED).epsilon_spent == 0.25 + 0.5
+    for _ in range(3):
+        trained(work)
+        work.seal()
+    with pytest.raises(PrivacyBudgetExhaustedError, match=r"epsilon 2\.250 of 2"):
+        work.afford(NOISED)
+
+
 def test_a_training_that_would_spend_more_than_the_plan_is_not_begun(make):
     work = make()
     for _ in range(4):
