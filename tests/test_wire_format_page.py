@@ -11,18 +11,21 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from aggregator_worker.admission import admit
 from aggregator_worker.dead_letters import put_aside
 from aggregator_worker.server_state import ServerState
 from broker_config.memory import MemoryRabbit
 from broker_config.topology import DEAD_LETTERS, topology
+from client_worker.compact import compacted
 from shared import codec, messages
 from shared.broker import Delivery, Message
 from shared.chunks import HEADERS, head, split
 from shared.codec import Dtype
 from shared.lineage import Lineage, fold, fold_claim
 from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
+from shared.noise import noise_std
 from shared.parameters import to_bfloat16
 from shared.plan import AggregationPlan, Plan
 
@@ -32,7 +35,7 @@ PLAN = Plan(task="toy", task_hash="0" * 64)
 MODEL = {"weight": np.array([[1.0, -2.0]], np.float32), "bias": np.array([0.5], np.float32)}
 BETWEEN = {"weight": np.array([[1 + 2.0**-8, -(1 + 2.0**-7 + 2.0**-8)]], np.float32), "bias": MODEL["bias"]}
 DELTA = {"weight": np.array([[0.25, -0.5]], np.float32), "bias": np.array([0.125], np.float32)}
-EXAMPLES = ("model", "model-bfloat16", "hello", "update", "claim", "record-0", "record-1")
+EXAMPLES = ("model", "model-bfloat16", "hello", "update", "update-int8", "claim", "record-0", "record-1")
 
 
 def sha256(data: bytes) -> str:
@@ -61,6 +64,7 @@ def written_by_the_code() -> dict[str, bytes]:
         "model": model,
         "model-bfloat16": messages.encode_model(RUN, BETWEEN, "bfloat16").joined(),
         "update": update,
+        "update-int8": an_update_in_bytes(base, zero.manifest.plan_hash),
         "hello": messages.encode("hello", a_hello()),
         "claim": messages.encode("claim", Claim(run_id=RUN, epoch=1, claimant="operator", after=-1)),
         "record-0": messages.encode_record(zero),
@@ -110,6 +114,12 @@ def an_update(base: BlobName, plan_hash: str) -> Update:
             target_delta=1e-5,
         ),
     )
+
+
+def an_update_in_bytes(base: BlobName, plan_hash: str) -> bytes:
+    update = an_update(base, plan_hash)
+    std = noise_std(update.privacy, PLAN, update.num_examples)
+    return messages.encode("update", update, compacted(DELTA, "int8", std))
 
 
 def a_hello() -> Hello:
@@ -167,8 +177,8 @@ def read_body(body: bytes) -> tuple[str, dict[str, Any], dict[str, tuple[list[in
     assert schema == 1
     numbers = {}
     for name, dtype, shape, encoding, scale, data in tensors:
-        assert (encoding, scale) == ("raw", None)
-        numbers[name] = (shape, read_numbers(dtype, data))
+        assert encoding == ("raw" if scale is None else "scaled")
+        numbers[name] = (shape, read_numbers(dtype, data) if scale is None else scaled_numbers(dtype, scale, data))
     return kind, fields, numbers
 
 
@@ -177,6 +187,27 @@ def read_numbers(dtype: str, data: bytes) -> tuple[float, ...]:
     if dtype == "bfloat16":
         data = b"".join(b"\0\0" + data[start : start + 2] for start in range(0, len(data), 2))
     return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def scaled_numbers(dtype: str, scale: float, data: bytes) -> tuple[float, ...]:
+    """A scaled tensor's data by the page alone."""
+    letter, size = {"int8": ("b", 1), "float16": ("e", 2)}[dtype]
+    products = (value * scale for value in struct.unpack(f"<{len(data) // size}{letter}", data))
+    return tuple(struct.unpack("<f", struct.pack("<f", product))[0] for product in products)
+
+
+def rounded_by_chance(delta: dict[str, np.ndarray], scales: dict[str, float]) -> dict[str, tuple[int, ...]]:
+    """The int8 numbers, given the steps, by the page alone."""
+    key = hashlib.sha256()
+    for name, array in sorted(delta.items()):
+        key.update(msgpack.packb([name, list(array.shape)]) + struct.pack(f"<{array.size}f", *array.flat))
+    stream = Cipher(algorithms.ChaCha20(key.digest(), bytes(16)), mode=None).encryptor()
+    found = {}
+    for name, array in sorted(delta.items()):
+        draws = struct.unpack(f"<{array.size}H", stream.update(bytes(2 * array.size)))
+        finest = [round(float(np.float32(value / (scales[name] / 2**16)))) for value in array.flat]
+        found[name] = tuple((fine + draw) // 2**16 for fine, draw in zip(finest, draws, strict=True))
+    return found
 
 
 def rounded(number: float) -> int:
@@ -253,6 +284,18 @@ def test_a_reader_who_knows_only_the_page_finds_the_update_and_the_model_it_is_b
     assert fields["privacy"]["epsilon_spent"] == 0.75
     assert delta == {"weight": ([1, 2], (0.25, -0.5)), "bias": ([1], (0.125,))}
     assert model == {"weight": ([1, 2], (1.0, -2.0)), "bias": ([1], (0.5,))}
+
+
+def test_a_reader_who_knows_only_the_page_finds_the_numbers_of_an_update_in_bytes() -> None:
+    kind, _, delta = read_body(page_bytes("update-int8"))
+    std = 1.0 * 1.5 * 1.0 * math.sqrt(10) / (0.25 * 1000)
+    unit = float(np.float32(std / 8))
+    drawn = rounded_by_chance(DELTA, {"weight": 2 * unit, "bias": unit})
+
+    assert kind == "update"
+    assert delta["bias"] == ([1], (float(np.float32(drawn["bias"][0] * unit)),))
+    assert delta["weight"] == ([1, 2], tuple(float(np.float32(each * 2 * unit)) for each in drawn["weight"]))
+    assert delta["weight"][1] == pytest.approx((0.25, -0.5), abs=2 * unit)
 
 
 def test_a_reader_who_knows_only_the_page_finds_the_rounded_numbers_of_a_bfloat16_model() -> None:
