@@ -14,12 +14,17 @@ class SecureRandom:
     """A ChaCha20 key stream as random numbers. Without a key it takes one from the operating system; a key is for tests."""
 
     def __init__(self, key: bytes | None = None) -> None:
-        key = os.urandom(KEY_BYTES) if key is None else key
+        self._begin(os.urandom(KEY_BYTES) if key is None else key)
+
+    def _begin(self, key: bytes) -> None:
         nonce = bytes(16)  # never repeated under one key: each object has one key and one stream
         self._stream = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor()
+        self._process = os.getpid()
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Uniform numbers in (0, 1], on a grid of 2^-53."""
+        if self._process != os.getpid():
+            self._begin(os.urandom(KEY_BYTES))  # a forked child would draw its parent's noise a second time
         words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
         return np.asarray(((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53)
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -79,3 +82,18 @@ def test_a_stream_does_not_repeat() -> None:
     random = SecureRandom(KEY)
 
     assert not np.array_equal(random.gaussian(10), random.gaussian(10))
+
+
+def test_a_forked_child_does_not_draw_its_parents_numbers() -> None:
+    code = """
+import os
+from client_worker.randomness import SecureRandom
+random = SecureRandom()
+child = os.fork()
+print(random.uniform(1)[0], flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert len(set(answer.stdout.split())) == 2
