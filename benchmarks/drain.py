@@ -3,16 +3,15 @@
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from aggregator_worker.term import PREFETCH_BEYOND_LARGEST
 from benchmarks.commits import commits
 from benchmarks.federation import EXAMPLES, Federation, founded, plan_for, started, vector
-from benchmarks.figures import say
+from benchmarks.figures import tell
 from benchmarks.institution import STEP
 from broker_config.connection import address, connect
 from broker_config.definitions import AGGREGATOR, OPERATOR
-from broker_config.service import ending_on_sigterm
 from broker_config.streams import newest
 from broker_config.topology import update_queue
 from shared import messages
@@ -134,12 +133,7 @@ def main() -> None:
     parser.add_argument("--buffer-size", type=int, default=4, help="K: updates per version")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     chosen = parser.parse_args()
-    try:
-        with ending_on_sigterm():
-            figures = measure(chosen)
-    except FederationError as error:
-        raise SystemExit(str(error)) from error
-    say(asdict(figures), as_json=chosen.json)
+    tell(lambda: measure(chosen), as_json=chosen.json)
 
 
 if __name__ == "__main__":

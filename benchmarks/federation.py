@@ -26,7 +26,7 @@ from shared.codec import Dtype
 from shared.errors import FederationError
 from shared.messages import Entry, pseudonym
 from shared.parameters import Array
-from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan
+from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan, UpdateEncoding
 
 TASK_HASH = "0" * 64
 EXAMPLES = 100
@@ -41,7 +41,7 @@ def vector(parameters: int, value: float) -> dict[str, Array]:
     return {"weight": np.full(parameters - small, value, np.float32), "bias": np.full(small, value, np.float32)}
 
 
-def plan_for(parameters: int, buffer_size: int, *, broadcast: Dtype) -> Plan:
+def plan_for(parameters: int, buffer_size: int, *, broadcast: Dtype, update_encoding: UpdateEncoding = "float32") -> Plan:
     """A plan without noise that never ends; above one update per version the buffer is exact."""
     return Plan(
         task="benchmark",
@@ -51,6 +51,7 @@ def plan_for(parameters: int, buffer_size: int, *, broadcast: Dtype) -> Plan:
         privacy=PrivacyPlan(mechanism="none", epsilon=None),
         limits=Limits(update_bytes=max(_MIB, 2 * 4 * parameters + _ENVELOPE_BYTES)),
         broadcast=broadcast,
+        update_encoding=update_encoding,
     )
 
 

@@ -16,6 +16,9 @@ TRANSPORT = (
     (25_000_000, 4, "fp32", 90, 0.9),
     (1_000_000, 4, "bf16-down", 30, None),
     (10_000_000, 4, "bf16-down", 60, None),
+    (1_000_000, 4, "compact", 30, 80.0),
+    (10_000_000, 4, "compact", 60, 10.0),
+    (25_000_000, 4, "compact", 60, 4.0),
 )
 """Parameters, K, encoding, seconds, and the updates per second that are wanted."""
 DRAIN = ((1_000_000, 80, None), (10_000_000, 24, 0.8))

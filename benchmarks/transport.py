@@ -4,19 +4,24 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from benchmarks.commits import commits, updates_per_second
 from benchmarks.federation import Federation, founded, plan_for, started
-from benchmarks.figures import say
+from benchmarks.figures import tell
 from benchmarks.readings import forget_peak, peak_resident_bytes, processor_seconds, resident_bytes
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.service import ending_on_sigterm
 from shared.codec import Dtype
-from shared.errors import FederationError, SettingsError
+from shared.errors import FederationError
+from shared.plan import UpdateEncoding
 
-BROADCAST: dict[str, Dtype] = {"fp32": "float32", "bf16-down": "bfloat16"}
+NUMBERS: dict[str, tuple[UpdateEncoding, Dtype]] = {
+    "fp32": ("float32", "float32"),
+    "bf16-down": ("float32", "bfloat16"),
+    "compact": ("int8", "bfloat16"),
+}
+"""How updates travel, and how models do."""
 WARM_UP_UPDATES = 3
 
 
@@ -51,7 +56,8 @@ class Window:
 
 def measure(options: argparse.Namespace) -> Figures:
     """Runs the federation and stops it again. Raises FederationError where the window held no two versions."""
-    plan = plan_for(options.parameters, options.buffer_size, broadcast=BROADCAST[options.encoding])
+    up, down = NUMBERS[options.encoding]
+    plan = plan_for(options.parameters, options.buffer_size, broadcast=down, update_encoding=up)
     with founded(plan, options.parameters, options.institutions) as federation:
         aggregator = federation.aggregator()
         clients = [federation.client(name) for name in federation.institutions]
@@ -118,26 +124,24 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--institutions", type=int, default=4)
     parser.add_argument("--parameters", type=int, default=10_000)
     parser.add_argument("--buffer-size", type=int, default=4, help="K: updates per version")
-    parser.add_argument("--encoding", default="fp32", help="fp32, or bf16-down: models in bfloat16, updates in float32")
+    parser.add_argument(
+        "--encoding",
+        default="fp32",
+        choices=NUMBERS,
+        help="fp32; bf16-down: models in bfloat16, updates in float32; compact: models in bfloat16, updates in int8",
+    )
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     found = parser.parse_args(words)
-    if found.encoding not in BROADCAST:
-        raise SettingsError(f"--encoding {found.encoding} is not known here; choose one of {', '.join(BROADCAST)}")
     if found.buffer_size > found.institutions:
-        raise SettingsError("--buffer-size over --institutions would wait for ever: one update per institution is under way")
+        parser.error("--buffer-size over --institutions would wait for ever: one update per institution is under way")
     return found
 
 
 def main() -> None:
     """`python -m benchmarks.transport`."""
-    try:
-        chosen = options()
-        with ending_on_sigterm():
-            figures = measure(chosen)
-    except FederationError as error:
-        raise SystemExit(str(error)) from error
-    say(asdict(figures), as_json=chosen.json)
+    chosen = options()
+    tell(lambda: measure(chosen), as_json=chosen.json)
 
 
 if __name__ == "__main__":
