@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long faults fuzz soak clean
+.PHONY: help setup demo test test-long faults fuzz soak privacy-audit clean
 
 # Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
 ARGS ?=
@@ -9,7 +9,7 @@ MINUTES ?= 30
 RUNS ?= 1000000
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 
 setup: ## install what is missing and make .venv ready
 	@setup/all
@@ -38,6 +38,9 @@ soak: setup ## let a federation run for long and see that nothing grows (MINUTES
 fuzz: setup ## a coverage-guided fuzzer on what others write (RUNS=1000000 SEED=1)
 	@setup/atheris
 	@.venv/bin/python -m campaigns.fuzz --runs $(RUNS) --seed $(SEED)
+
+privacy-audit: setup ## attack what a real institution publishes: does it give away more than it accounts? (SEED=1)
+	@.venv/bin/python -m campaigns.privacy_audit --seed $(SEED)
 
 clean: ## end every process and remove every file that these commands made, .venv and runs too
 	@setup/clean

@@ -1,0 +1,91 @@
+"""`python -m campaigns.privacy_audit_picture RESULT.json OUT.svg`: what an audit showed, against what was accounted."""
+
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shared.outermost import run_program
+
+_INK, _MUTED, _LINE, _ACCOUNTED, _SHOWN = "#24292f", "#57606a", "#d0d7de", "#b35900", "#0969da"
+_LOOK: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedqueue",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _LINE,
+    "xtick.color": _INK,
+    "ytick.color": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def draw(
+    result: Annotated[Path, typer.Argument(help="What campaigns.privacy_audit wrote with --json.")],
+    out: Annotated[Path, typer.Argument(help="The SVG to write.")],
+) -> None:
+    """Draws an audit's result."""
+    out.write_text(picture(json.loads(result.read_text())))
+
+
+def picture(document: Any) -> str:
+    """An SVG of the findings in a result's JSON; the same result gives the same bytes."""
+    findings = document["findings"]
+    with mpl.rc_context(_LOOK):
+        figure = Figure(figsize=(6.6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for place, finding in enumerate(findings):
+            _draw_one(axes, place, finding)
+        axes.set_xticks(range(len(findings)), [_name(finding) for finding in findings])
+        axes.set_xlim(-0.6, len(findings) - 0.4)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(f"epsilon at delta {document['target_delta']:g}")
+        axes.grid(axis="y", color=_LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, loc="upper left", fontsize=9)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", facecolor="white", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _draw_one(axes: Axes, place: int, finding: Any) -> None:
+    """The first one also names what is drawn; matplotlib leaves names out of a legend that begin with an underscore."""
+
+    def name(words: str) -> str:
+        return words if place == 0 else "_" + words
+
+    if finding["accounted_epsilon"] is not None:
+        span = (place - 0.3, place + 0.3)
+        axes.hlines(finding["accounted_epsilon"], *span, color=_ACCOUNTED, linewidth=3, label=name("accounted in the ledger"))
+    alone = list(finding["epsilon_at_least_by_seed"].values())
+    spread = [place - 0.15 + 0.06 * (number % 3) for number in range(len(alone))]
+    axes.plot(spread, alone, "o", color=_MUTED, markersize=3.5, label=name("shown by one run"))
+    axes.bar(place + 0.14, finding["epsilon_at_least"], 0.16, color=_SHOWN, label=name("shown by all runs together (95 %)"))
+    if finding["accounted_epsilon"] is not None and finding["gaussian_estimate"] is not None:
+        axes.plot(
+            place - 0.03,
+            finding["gaussian_estimate"],
+            "D",
+            color=_INK,
+            markersize=5,
+            label=name("estimate, if noise is Gaussian"),
+        )
+
+
+def _name(finding: Any) -> str:
+    words = "no noise" if finding["plan_epsilon"] is None else f"epsilon {finding['plan_epsilon']:g}"
+    return f"{words}\nAUC {finding['auc']:.3f}"
+
+
+if __name__ == "__main__":
+    run_program(app)
