@@ -27,8 +27,8 @@ def require_supported_layers(spec: TaskSpec, model: nn.Module) -> None:
         replacement = next((use for kind, use in REPLACEMENTS.items() if isinstance(layer, kind)), None)
         if replacement is not None:
             raise _refusal(spec, name, layer, f"use {replacement}")
-        validators = ModuleValidator.VALIDATORS.get(type(layer), [])
-        problems = [problem for validator in validators for problem in validator(layer)]
+        validate = ModuleValidator.VALIDATORS.get(type(layer))
+        problems = validate(layer) if validate else []
         if problems:
             raise _refusal(spec, name, layer, f"{OTHER_REMEDY} ({problems[0]})")
 
@@ -87,7 +87,7 @@ def _fill(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5)
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) - 0.5)
 
 
 def _refusal(spec: TaskSpec, name: str, layer: nn.Module, remedy: str) -> SettingsError:

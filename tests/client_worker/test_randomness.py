@@ -90,7 +90,7 @@ import os
 from client_worker.randomness import SecureRandom
 random = SecureRandom()
 child = os.fork()
-print(random.uniform(1)[0], flush=True)
+os.write(1, f"{random.uniform(1)[0]}\\n".encode())
 if child:
     os.waitpid(child, 0)
 """
