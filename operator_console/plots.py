@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import StringIO
 from itertools import cycle, islice
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -82,6 +83,15 @@ class Shares:
     updates: float
     weight: float
     data: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A figure over seeds under one condition, and the least that its mean should be, if any."""
+
+    text: str
+    figures: Sequence[float]
+    wanted: float | None = None
 
 
 def colours(count: int) -> list[tuple[str, Any]]:
@@ -196,6 +206,40 @@ def epsilon_cost(points: Iterable[tuple[str, float]], *, name: str) -> str:
         axes.set(ylim=(low - 0.2 * room, high + 0.35 * room), xlim=(-0.5, len(rows) - 0.5))
 
     return _svg(draw, height_inches=2.7)
+
+
+def epsilon_seeds(columns: Sequence[Repeated], *, name: str) -> str:
+    """The figure of every seed as a dot, their mean as a line with its value, and what is wanted of it as a dashed line."""
+
+    def draw(axes: Axes) -> None:
+        places = range(len(columns))
+        means = [sum(column.figures) / len(column.figures) for column in columns]
+        for place, column, mean in zip(places, columns, means, strict=True):
+            spread = [place + 0.3 * (number / max(1, len(column.figures) - 1) - 0.5) for number in range(len(column.figures))]
+            axes.scatter(spread, column.figures, 22, color=SERIES[0], alpha=0.4, linewidths=0, zorder=2)
+            axes.plot([place - 0.22, place + 0.22], [mean, mean], color=SERIES[0], linewidth=2.4, zorder=3)
+            axes.annotate(
+                f"{mean:.3f}", (place + 0.25, mean), xytext=(0, 0), textcoords="offset points", ha="left", va="center", color=INK
+            )
+            if column.wanted is not None:
+                axes.plot([place - 0.22, place + 0.22], [column.wanted] * 2, color=SERIES[5], linewidth=1.6, linestyle=DASHES[1])
+        axes.set_xticks(places, [column.text for column in columns])
+        axes.set(xlabel="epsilon", ylabel=name, xlim=(-0.4, len(columns) - 0.4))
+        wanted = [column.wanted for column in columns if column.wanted is not None]
+        axes.set_ylim(*_span([figure for column in columns for figure in column.figures] + wanted))
+
+    return _svg(draw, height_inches=3.1)
+
+
+def standalone(svg: str, *, title: str, style: str) -> str:
+    """A plot as a file of its own: `style` is CSS that sets the variables, `title` says in words what is seen."""
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    width, height = box.groups() if box else ("100%", "100%")
+    opening, rest = svg.replace(' aria-hidden="true" focusable="false"', "").split(">", 1)
+    names = 'xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title"'
+    opening = opening.replace("<svg", f'<svg {names} width="{width}" height="{height}"')
+    page = '<rect class="page" width="100%" height="100%"/>'
+    return f'{opening}>\n<title id="title">{escape(title)}</title>\n<style>\n{style}</style>\n{page}{rest}\n'
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
