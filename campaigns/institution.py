@@ -5,6 +5,7 @@ again, or a retry that drew new noise, has other bytes.
 """
 
 import json
+import math
 import os
 import sys
 import threading
@@ -25,18 +26,27 @@ from shared.logs import configure
 from shared.outermost import run_program
 from shared.parameters import Parameters
 
-NOISE_STD = 0.01
+UNSTATED_NOISE_STD = 0.01
+"""Where the plan asks for none: no two trainings may come out alike."""
 EPSILON_EACH = 0.001
 NOISE_MULTIPLIER = 1.0
+
+
+def noise_std(settings: LocalTraining) -> float:
+    """Of one coordinate: what DP-SGD's steps add up to (Abadi et al. 2016, algorithm 1), so that the statement is true."""
+    if settings.noise_multiplier is None:
+        return UNSTATED_NOISE_STD
+    each_step = settings.learning_rate * settings.noise_multiplier * settings.clipping_norm / settings.expected_rows
+    return each_step * math.sqrt(settings.steps)
 
 
 def local_data(facts: dict[str, Any]) -> LocalData:
     """The toy task's data and accountant."""
     target = np.float32(facts["target"])
 
-    def train(model: Parameters, _settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
-        random = np.random.default_rng(int.from_bytes(os.urandom(16)))
-        drawn = {name: random.normal(0, NOISE_STD, array.shape).astype(np.float32) for name, array in model.items()}
+    def train(model: Parameters, settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
+        random, std = np.random.default_rng(int.from_bytes(os.urandom(16))), noise_std(settings)
+        drawn = {name: random.normal(0, std, array.shape).astype(np.float32) for name, array in model.items()}
         return {name: np.float32(0.5) * (target - array) + drawn[name] for name, array in model.items()}
 
     return LocalData(
