@@ -10,6 +10,7 @@ import typer
 from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
+from client_worker.dataset_entry import dataset_facts, with_count
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member, allowed_noise
 from client_worker.policy import require_task
@@ -36,7 +37,7 @@ def client(
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
     # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
-    from client_worker.local_data import dataset_facts, open_data, with_count
+    from client_worker.local_data import open_data
 
     data = open_data(settings)
     if check:

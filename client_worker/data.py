@@ -3,10 +3,18 @@
 import hashlib
 from pathlib import Path
 
-from shared.errors import DataError
+from shared.errors import DataError, SettingsError
 from shared.tasks.features import Dataset, encode, require_trainable
-from shared.tasks.spec import TaskSpec
+from shared.tasks.spec import TaskSpec, parse_task
 from shared.tasks.tables import read_columns
+
+
+def read_task(path: Path) -> TaskSpec:
+    """The task file's content. Raises SettingsError."""
+    try:
+        return parse_task(path.read_text(encoding="utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"task_file {path} cannot be read ({error}); the operator gives you this file") from error
 
 
 def load_dataset(spec: TaskSpec, path: Path, *, for_training: bool = True, with_persons: bool = True) -> Dataset:

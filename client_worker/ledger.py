@@ -166,7 +166,7 @@ class Ledger:
         if epsilon_spent is None:
             return
         before = self.totals.epsilon_spent.get(target_delta, 0.0) if target_delta is not None else 0.0
-        if not math.isfinite(epsilon_spent) or epsilon_spent < 0 or epsilon_spent < before * (1 - ROUNDING):
+        if not math.isfinite(epsilon_spent) or epsilon_spent < before * (1 - ROUNDING):
             raise CheckpointError(
                 f"{self._path}: a training that would bring the epsilon spent to {epsilon_spent:g} cannot follow one at "
                 f"{before:g}; nothing was trained. See `fedqueue privacy ledger verify`"

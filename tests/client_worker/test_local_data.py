@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from client_worker.cli import doubtful_count
+from client_worker.dataset_entry import dataset_facts, noised_count, with_count
 from client_worker.ledger import Ledger
-from client_worker.local_data import dataset_facts, noised_count, open_data, with_count
+from client_worker.local_data import open_data
 from client_worker.settings import ClientSettings
 from shared.errors import SettingsError
 from shared.plan import LocalPlan, PrivacyPlan
@@ -45,6 +46,11 @@ def test_without_a_public_number_the_true_one_is_released_once_and_charged(tmp_p
     for _ in range(20):  # each would be another number with a chance above one half
         assert with_count(chosen, open_data(chosen), ledger).num_examples == first.num_examples
     assert ledger.totals.set_aside == 0.25
+
+
+def test_the_count_is_of_what_is_in_the_file(tmp_path, ledger):
+    chosen = settings(tmp_path, "count_epsilon = 60")  # another number than 3 has a chance of 1e-26
+    assert with_count(chosen, open_data(chosen), ledger).num_examples == 3
 
 
 @pytest.mark.parametrize("number", ["", "num_examples = 2\ncount_epsilon = 0.1"], ids=["neither", "both"])
