@@ -89,8 +89,6 @@ def epsilon_lower_bound(
     def refuted(epsilon: float) -> bool:
         return p_value(canaries, guesses, correct, epsilon=epsilon, target_delta=target_delta) < 1.0 - confidence
 
-    if not refuted(0.0):
-        return 0.0
     low, high = 0.0, 1.0
     while refuted(high):
         low, high = high, 2.0 * high

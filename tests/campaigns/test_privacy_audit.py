@@ -117,8 +117,9 @@ def test_guesses_are_counted_by_hand_and_equal_scores_go_by_number() -> None:
 
     # highest: 0 (in, right), 3 (out, wrong); lowest: 4 (out, right), 1 (in, wrong)
     assert correct_guesses(scores, included, HALF_OF_FOUR) == 2
-    assert correct_guesses(np.zeros(4), np.array([True, True, False, False]), HALF_OF_FOUR) == 4
-    assert correct_guesses(np.zeros(4), np.array([False, False, True, True]), HALF_OF_FOUR) == 0
+    first, odd = np.arange(1000) < 500, np.arange(1000) % 2.0
+    assert correct_guesses(odd, first, Guesses(250, 250)) == 500
+    assert correct_guesses(odd, ~first, Guesses(250, 250)) == 0
 
 
 def test_two_numbers_of_guesses_are_each_tested_at_half_of_the_error() -> None:
@@ -152,6 +153,16 @@ def test_the_estimate_finds_the_epsilon_of_normal_scores_and_is_sure_of_less() -
 
     assert estimate.epsilon == pytest.approx(4.377, abs=0.25)  # three standard errors of mu
     assert 4.0 < estimate.at_least < estimate.epsilon
+
+
+def test_the_estimate_is_sure_of_too_much_in_5_of_100_runs_as_its_confidence_says() -> None:
+    rng, above, runs = np.random.default_rng(6), 0, 400
+    for _ in range(runs):
+        included = rng.random(1000) < 0.5
+        scores = rng.normal(size=1000) + 3.0 * included
+        above += gaussian_estimate(scores, included, target_delta=1e-5, confidence=0.95).at_least > gaussian_epsilon(3.0, 1e-5)
+
+    assert 8 <= above <= 34  # Binomial(400, 0.05) is outside with a chance of 0.3 %
 
 
 def test_scores_that_say_nothing_have_an_auc_of_one_half_and_perfect_ones_of_1() -> None:
