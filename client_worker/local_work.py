@@ -14,10 +14,10 @@ from client_worker.ledger import Ledger, Reservation
 from client_worker.ledger_rows import Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
 from client_worker.pacing import wait_seconds
-from client_worker.policy import Policy, check_noise, check_privacy
+from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps
 from shared import messages
 from shared.codec import Encoded
-from shared.errors import PrivacyBudgetExhaustedError
+from shared.errors import PrivacyBudgetExhaustedError, SettingsError
 from shared.messages import BlobName, Metrics, PrivacyStatement, Unit, Update
 from shared.noise import noise_std
 from shared.parameters import Parameters
@@ -68,9 +68,14 @@ class LocalData:
 def allowed_noise(plan: Plan, policy: Policy, data: LocalData) -> float | None:
     """The noise multiplier that the plan needs here, None without noise. Raises PlanRefusedError where the policy forbids it."""
     check_privacy(policy, plan.privacy)
-    if plan.privacy.mechanism == "none":
+    noised = plan.privacy.mechanism != "none"
+    check_steps(policy, plan.local, noised=noised)
+    if not noised:
         return None
-    sigma = data.noise_multiplier(plan)
+    try:
+        sigma = data.noise_multiplier(plan)
+    except SettingsError as error:
+        raise PlanRefusedError("epsilon", str(error)) from error
     check_noise(policy, sigma)
     return sigma
 

@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import SettingsError
-from shared.plan import Plan, PrivacyPlan
+from shared.plan import LocalPlan, Plan, PrivacyPlan
+
+LEAST_SAMPLE_RATE = 1e-6
 
 Figure = Literal["accuracy", "log_loss", "mae"]
 Noised = Literal["dp-sgd", "update-gaussian"]
@@ -23,13 +25,17 @@ class ReportPolicy(BaseModel):
 
 
 class Policy(BaseModel):
-    """The most this institution will ever allow. `allow_no_privacy` must be written out to train without noise."""
+    """The most this institution will ever allow. `allow_no_privacy` must be written out to train without noise.
+
+    `max_steps` is of one local training, and with noise of all planned ones: their accounting and their time have limits too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_epsilon: float = Field(default=3.0, gt=0)
     max_target_delta: float = Field(default=1e-5, gt=0, lt=1)
     min_noise_multiplier: float = Field(default=0.3, ge=0)
+    max_steps: int = Field(default=100_000, ge=1)
     mechanisms: tuple[Noised, ...] = ("dp-sgd", "update-gaussian")
     allow_no_privacy: Literal["no", "yes, updates may leave without noise"] = "no"
     reports: ReportPolicy = ReportPolicy()
@@ -78,6 +84,20 @@ def check_privacy(policy: Policy, plan: PrivacyPlan) -> None:
         raise PlanRefusedError(
             "max_target_delta",
             f"the plan asks for target delta {plan.target_delta:g}, this institution's policy allows {policy.max_target_delta:g}",
+        )
+
+
+def check_steps(policy: Policy, plan: LocalPlan, *, noised: bool) -> None:
+    """Raises PlanRefusedError where the plan wants more steps than the policy allows, or rarer samples than can be accounted."""
+    steps = plan.steps * plan.updates if noised else plan.steps
+    if steps > policy.max_steps:
+        raise PlanRefusedError(
+            "max_steps", f"the plan asks for {steps} steps, this institution's policy allows {policy.max_steps}"
+        )
+    if noised and plan.sample_rate < LEAST_SAMPLE_RATE:
+        raise PlanRefusedError(
+            "sample_rate",
+            f"the plan's sample rate {plan.sample_rate:g} cannot be accounted; it must be {LEAST_SAMPLE_RATE:g} at least",
         )
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, require_task
+from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps, require_task
 from shared.errors import SettingsError
-from shared.plan import PrivacyPlan
+from shared.plan import LocalPlan, PrivacyPlan
 from tests.builders import a_plan
 
 ASKED = PrivacyPlan(mechanism="dp-sgd", epsilon=3.0, target_delta=1e-5)
@@ -33,6 +33,26 @@ def test_a_plan_that_needs_less_noise_than_the_policys_least_is_refused():
     check_noise(Policy(min_noise_multiplier=0.8), 0.8)
     with pytest.raises(PlanRefusedError, match=r"noise multiplier of 0\.799 only, .* asks for 0\.8 at least"):
         check_noise(Policy(min_noise_multiplier=0.8), 0.799)
+
+
+@pytest.mark.parametrize(
+    ("plan", "limit", "reason"),
+    [
+        (LocalPlan(steps=11, updates=10), "max_steps", "asks for 110 steps, this institution's policy allows 100"),
+        (LocalPlan(steps=1, updates=1, sample_rate=1e-7), "sample_rate", "sample rate 1e-07 cannot be accounted"),
+    ],
+)
+def test_a_plan_whose_steps_nobody_can_account_is_refused_at_once(plan, limit, reason):
+    with pytest.raises(PlanRefusedError, match=reason) as refused:
+        check_steps(Policy(max_steps=100), plan, noised=True)
+    assert refused.value.limit == limit
+    check_steps(Policy(max_steps=100), plan, noised=False)  # without noise nothing is accounted, and one training is short
+    check_steps(Policy(max_steps=100), LocalPlan(steps=10, updates=10, sample_rate=1e-6), noised=True)
+
+
+def test_a_training_that_would_last_for_ever_is_refused_without_noise_too():
+    with pytest.raises(PlanRefusedError, match="asks for 101 steps"):
+        check_steps(Policy(max_steps=100), LocalPlan(steps=101, updates=1), noised=False)
 
 
 def test_no_noise_needs_the_whole_sentence():
