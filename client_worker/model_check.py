@@ -34,15 +34,15 @@ def require_supported_layers(spec: TaskSpec, model: nn.Module) -> None:
 
 
 def require_gradients_of_rows(spec: TaskSpec, model: GradSampleModule) -> None:
-    """Tries the gradients of two rows against those of each row alone, on arbitrary weights, which it leaves behind.
+    """Tries the gradients of two rows against those of each row alone, on the CPU and on weights of its own, which it leaves.
 
     Raises SettingsError for a model that mixes rows, that leaves a parameter out, or that draws random numbers: torch's
     generator can be guessed, and one row more would give every row after it other numbers.
     """
     _fill(model)
     model.train()
-    features = torch.from_numpy(example_rows(spec, 2)).to(next(model.parameters()).device)
-    with torch.random.fork_rng():
+    features = torch.from_numpy(example_rows(spec, 2))
+    with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
         together = _gradients(spec, model, features)
         if not torch.equal(before, torch.get_rng_state()):
@@ -50,26 +50,28 @@ def require_gradients_of_rows(spec: TaskSpec, model: GradSampleModule) -> None:
                 f"task {spec.name}: the model draws random numbers while it trains; with DP-SGD, remove the dropout"
             )
         alone = [_gradients(spec, model, features[row : row + 1]) for row in range(2)]
+    model.zero_grad(set_to_none=True)
     for name, both in together.items():
-        each = torch.stack([gradients[name].sum(0) for gradients in alone])
+        each = torch.cat([found[name] for found in alone])
         if both.shape != each.shape or not torch.allclose(both, each, rtol=1e-3, atol=1e-5):
             layer = name.rpartition(".")[0]
-            raise _refusal(spec, layer, model.get_submodule(f"_module.{layer}".rstrip(".")), f"rows are mixed; {OTHER_REMEDY}")
+            raise _refusal(spec, layer, model._module.get_submodule(layer), f"rows are mixed; {OTHER_REMEDY}")
 
 
 def _gradients(spec: TaskSpec, model: GradSampleModule, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By parameter, the gradient of each of several rows; of a single one, what plain backpropagation says of it."""
-    labels = torch.zeros(len(features), dtype=torch.int64 if spec.kind == "multiclass" else torch.float32, device=features.device)
+    """The outputs, under no name, and by parameter the gradient of each row; of a single one by plain backpropagation."""
+    labels = torch.zeros(len(features), dtype=torch.int64 if spec.kind == "multiclass" else torch.float32)
     model.zero_grad(set_to_none=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            loss(spec.kind, model(features), labels).backward()  # type: ignore[no-untyped-call]
+            outputs = model(features)
+            loss(spec.kind, outputs, labels).backward()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, TypeError) as error:
         raise SettingsError(
             f"task {spec.name}: opacus cannot train the model {spec.model.type}: {error}; {OTHER_REMEDY}"
         ) from error
-    found = {}
+    found = {"": outputs.detach()}
     for name, parameter in model._module.named_parameters():
         if not parameter.requires_grad:
             continue

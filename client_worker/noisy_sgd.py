@@ -56,7 +56,7 @@ class SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
 
 
 class NoisySgd:
-    """A model whose backward pass keeps the gradient of each example.
+    """A model, given on the CPU, whose backward pass keeps the gradient of each example.
 
     Raises SettingsError for a model whose gradients opacus cannot take one by one.
     """

@@ -96,7 +96,9 @@ class LocalTrainer:
         # Loading opacus takes three CPU-seconds: only processes that add noise pay for it.
         from client_worker.noisy_sgd import NoisySgd
 
-        return NoisySgd(self._spec, build_model(self._spec, seed=0).to(self._device), self._random)
+        noisy = NoisySgd(self._spec, build_model(self._spec, seed=0), self._random)
+        noisy.model.to(self._device)
+        return noisy
 
     def _step(self, settings: LocalTraining) -> Step:
         if settings.mechanism != "dp-sgd":
