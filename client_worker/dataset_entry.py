@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData
-from client_worker.privacy import ACCOUNTANT, NEIGHBOURING
 from client_worker.randomness import GENERATOR, SecureRandom
 from client_worker.settings import ClientSettings
 from shared.messages import Unit
 from shared.tasks.spec import TaskSpec
+
+ACCOUNTANT = f"dp-accounting {metadata.version('dp-accounting')} PLD"
+NEIGHBOURING = "add-or-remove"
 
 
 def unit_of(spec: TaskSpec) -> Unit:

@@ -7,7 +7,6 @@ asynchrony or from the aggregator's buffer.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from importlib import metadata
 
 import dp_accounting
 from dp_accounting import NeighboringRelation
@@ -20,8 +19,6 @@ from client_worker.mechanism import Charge, charge_of, merge
 from shared.errors import SettingsError
 from shared.plan import Plan
 
-ACCOUNTANT = f"dp-accounting {metadata.version('dp-accounting')} PLD"
-NEIGHBOURING = "add-or-remove"
 RELATIVE_TOLERANCE = 1e-3
 LEAST_NOISE, MOST_NOISE = 0.05, 1e4
 # Widths of the discretised privacy loss. Rounding is upwards, so a coarser one is quicker and never too low; calibration takes

@@ -16,6 +16,7 @@ from operator_console.institution_commands import institution_app
 from operator_console.lineage_commands import lineage_app
 from operator_console.model_command import model
 from operator_console.operation_commands import pause, resume, stop
+from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
 from operator_console.status import status
 from shared.logs import configure
@@ -27,6 +28,7 @@ app.add_typer(broker_app, name="broker")
 app.add_typer(institution_app, name="institution")
 app.add_typer(dead_letter_app, name="dead-letters")
 app.add_typer(lineage_app, name="lineage")
+app.add_typer(privacy_app, name="privacy")
 
 
 @app.callback()
