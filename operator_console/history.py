@@ -13,6 +13,7 @@ from typing import Any
 from broker_config.streams import IDLE_SECONDS, LINEAGE_PREFETCH, LineageReader, UninitialisedError, last_offset
 from broker_config.topology import LINEAGE
 from shared.broker import Broker, Delivery
+from shared.lineage import standing_under
 from shared.messages import Counters, Entry, Manifest, ManifestRecord, Settlement
 from shared.plan import Plan
 
@@ -43,6 +44,10 @@ class Part:
         """Of its aggregated updates, oldest first."""
         return [settlement.staleness for _, settlement in self.settled if settlement.outcome == "aggregated"]
 
+    def standing(self, plan_hash: str) -> str | None:
+        """Why it gives no more updates under a plan, in words; None while it may."""
+        return standing_text(standing_under(self.entry, plan_hash), self.entry.standing_limit)
+
     @property
     def mean_staleness(self) -> float | None:
         """None while nothing of it was aggregated."""
@@ -52,6 +57,13 @@ class Part:
     def total_weight(self) -> float:
         """The sum of the weights with which its updates were folded."""
         return float.fromhex(self.entry.total_weight)
+
+
+def standing_text(standing: str | None, limit: str) -> str | None:
+    """An entry's standing for people."""
+    if standing is None:
+        return None
+    return "budget spent" if standing == "budget_spent" else f"refuses the plan: {limit}"
 
 
 class History:

@@ -15,8 +15,10 @@ from broker_config.provision import provision, remove_institution
 from broker_config.topology import checked_institution, update_queue
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import ClientOptions, FederationFolder, InstitutionFacts
+from operator_console.history import standing_text
 from operator_console.operation_commands import OrderDesk, OrderRefusedError, order_desk
 from shared.errors import SettingsError, TopologyError
+from shared.lineage import standing_under
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
 
@@ -86,18 +88,20 @@ def rows(federation: FederationFolder, desk: OrderDesk) -> Iterator[tuple[str, .
         entry = desk.table.get(pseudonym(secret, facts.id))
         known = entry or Entry(incarnation=facts.incarnation)
         epsilon = "-" if known.epsilon_spent is None else f"{known.epsilon_spent:.2f}"
-        yield facts.id, facts.title, state_of(entry), str(known.counters.aggregated), epsilon, str(known.incarnation)
+        state = state_of(entry, desk.plan.hash if desk.plan else "")
+        yield facts.id, facts.title, state, str(known.counters.aggregated), epsilon, str(known.incarnation)
 
 
-def state_of(entry: Entry | None) -> str:
-    """An institution's state in the table, in a word or two."""
+def state_of(entry: Entry | None, plan_hash: str) -> str:
+    """An institution's state in the table under a plan, in a few words."""
     if entry is None:
         return "not admitted yet"
     if entry.removed:
         return "removed"
     if entry.quarantined:
         return "quarantined"
-    return "member" if entry.nonce else "never connected"
+    standing = standing_text(standing_under(entry, plan_hash), entry.standing_limit)
+    return standing or ("member" if entry.nonce else "never connected")
 
 
 def _newcomer(federation: FederationFolder, desk: OrderDesk, institution: str, title: str | None) -> InstitutionFacts:

@@ -16,8 +16,10 @@ from broker_config.topology import LINEAGE
 from operator_console.chain_audit import ChainAudit, Found
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
+from operator_console.history import standing_text
 from shared.broker import Broker
 from shared.errors import FederationError
+from shared.lineage import standing_under
 from shared.messages import ManifestRecord, Settlement
 
 lineage_app = typer.Typer(help="The history of the global model.", no_args_is_help=True, rich_markup_mode=None)
@@ -88,10 +90,20 @@ def version_table(records: list[ManifestRecord], names: Mapping[str, str]) -> Ta
         "institution", "update", "base", "staleness", "weight", "outcome", "content", title=f"version {manifest.version}"
     )
     table.caption = f"model {manifest.model.hash}, {manifest.model.size:,} bytes; manifest {records[0].hash}"
+    for told in _standings(records, names):
+        table.caption += f"\n{told}"
     for record in records:
         for settlement in record.manifest.settled:
             table.add_row(*_cells(settlement, names))
     return table
+
+
+def _standings(records: list[ManifestRecord], names: Mapping[str, str]) -> list[str]:
+    """Who gives no more updates, of the entries that these manifests tell, and why."""
+    entries = {alias: entry for record in records for alias, entry in record.manifest.table.items()}
+    plan_hash = records[-1].manifest.plan_hash
+    told = ((alias, standing_text(standing_under(entry, plan_hash), entry.standing_limit)) for alias, entry in entries.items())
+    return sorted(f"{names.get(alias, alias)}: {words}" for alias, words in told if words is not None)
 
 
 def _cells(settlement: Settlement, names: Mapping[str, str]) -> tuple[str, ...]:

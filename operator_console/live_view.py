@@ -28,6 +28,7 @@ STYLES: dict[State, tuple[str, str]] = {
     "paused": ("‖", "yellow"),
     "finished": ("✓", "blue"),
     "budget spent": ("■", "magenta"),
+    "plan refused": ("■", "red"),
     "quarantined": ("✖", "red"),
     "removed": ("✖", "dim"),
 }
@@ -35,6 +36,7 @@ MOST_TELLING: tuple[State, ...] = (
     "killed",
     "silent",
     "quarantined",
+    "plan refused",
     "restarted",
     "slow",
     "waiting",
@@ -115,6 +117,9 @@ class _Screen:
         yield _table(view, rows, pen, width)
         if len(rows) < len(view.rows):
             yield Padding(Text(f"and {len(view.rows) - len(rows)} more, which need less attention", style="dim"), (0, 1))
+        for row in rows:
+            if row.state == "plan refused":
+                yield Padding(Text(f"{row.institution} {row.standing}", style="red"), (0, 1))
         for event in view.events[-SHOWN_EVENTS:]:
             yield Padding(Text(event, style="default"), (0, 1))
         if view.phase != "running":

@@ -77,10 +77,11 @@ def part_grid(records: Records) -> Grid:
             "-" if each["mean_staleness"] is None else f"{each['mean_staleness']:.1f}",
             f"{each['total_weight']:.2f}",
             "-" if each["epsilon_spent"] is None else f"{each['epsilon_spent']:.2f}",
+            each.get("standing") or "takes part",
         ]
         for each in records.summary["institutions"]
     ]
-    return Grid(["Institution", "examples", "updates", "mean staleness", "weight", "epsilon spent"], rows)
+    return Grid(["Institution", "examples", "updates", "mean staleness", "weight", "epsilon spent", "standing"], rows)
 
 
 def left_grid(records: Records, plan: Mapping[str, Any] | None) -> Grid:

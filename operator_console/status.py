@@ -100,6 +100,7 @@ def _row_object(row: Row, depths: Depths | None) -> dict[str, Any]:
         "weight_share": row.weight_share,
         "data_share": row.data_share,
         "epsilon_spent": row.epsilon_spent,
+        "standing": row.standing,
         "waiting_messages": None if depths is None else depths.get(update_queue(row.institution)),
     }
 

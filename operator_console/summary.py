@@ -50,13 +50,13 @@ def summarise(spec: TaskSpec, history: History, comparison: Comparison, *, seed:
         "phase": head.phase,
         "phase_reason": head.phase_reason,
         "updates": history.counters(),
-        "institutions": [_institution(part, comparison, names) for part in history.parts()],
+        "institutions": [_institution(part, comparison, names, head.plan_hash) for part in history.parts()],
         "federated": _picked(comparison.federated, names),
         "pooled": _picked(comparison.pooled, names),
     }
 
 
-def _institution(part: Part, comparison: Comparison, names: tuple[str, ...]) -> dict[str, Any]:
+def _institution(part: Part, comparison: Comparison, names: tuple[str, ...], plan_hash: str) -> dict[str, Any]:
     own = part.institution
     return {
         "id": own,
@@ -66,6 +66,7 @@ def _institution(part: Part, comparison: Comparison, names: tuple[str, ...]) -> 
         "total_weight": part.total_weight,
         "epsilon_spent": part.entry.epsilon_spent,
         "target_delta": part.entry.target_delta,
+        "standing": part.standing(plan_hash),
         "alone": _picked(comparison.alone.get(own, {}), names),
         "federated": _picked(comparison.federated, names),
         "own": {

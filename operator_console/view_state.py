@@ -8,10 +8,22 @@ from typing import Literal
 
 from operator_console.events import Event
 from operator_console.history import History, Part
+from shared.lineage import standing_under
 from shared.plan import Plan
 
 State = Literal[
-    "waiting", "training", "slow", "silent", "killed", "restarted", "paused", "finished", "budget spent", "quarantined", "removed"
+    "waiting",
+    "training",
+    "slow",
+    "silent",
+    "killed",
+    "restarted",
+    "paused",
+    "finished",
+    "budget spent",
+    "plan refused",
+    "quarantined",
+    "removed",
 ]
 SILENT_AFTER_SECONDS = 10.0
 SILENT_AFTER_PACES = 5.0
@@ -22,7 +34,10 @@ SLOW_PACE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One institution. Shares are of the sum over all institutions; None where nothing is known yet."""
+    """One institution. Shares are of the sum over all institutions; None where nothing is known yet.
+
+    `standing` says why it gives no more updates under the plan, None while it may.
+    """
 
     institution: str
     state: State
@@ -33,6 +48,7 @@ class Row:
     epsilon_spent: float | None
     seconds_since_last: float | None
     refused: int
+    standing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +128,7 @@ def _rows(history: History, *, now_ms: int, events: Sequence[Event]) -> tuple[Ro
             epsilon_spent=part.entry.epsilon_spent,
             seconds_since_last=(now_ms - part.settled[-1][0]) / 1000 if part.settled else None,
             refused=counters.stale + counters.rejected + counters.over_budget + counters.lost,
+            standing=part.standing(history.links[-1].manifest.plan_hash),
         )
         rows.append(row)
     return tuple(rows)
@@ -154,23 +171,26 @@ def _activity(part: Part, *, since_last_ms: int, usual_pace_seconds: float | Non
 
 def _standing(part: Part, history: History) -> State | None:
     """What the table and the plan say, whatever the institution does."""
-    entry, plan, phase = part.entry, history.plan, history.links[-1].manifest.phase
+    entry, plan, manifest = part.entry, history.plan, history.links[-1].manifest
+    standing = standing_under(entry, manifest.plan_hash)
     if entry.removed:
         return "removed"
     if entry.quarantined:
         return "quarantined"
-    if phase != "running":
-        return "finished" if phase == "finished" else "paused"
-    if plan is not None and entry.watermark >= plan.local.updates:
+    if standing == "plan_refused":
+        return "plan refused"
+    if manifest.phase != "running":
+        return "finished" if manifest.phase == "finished" else "paused"
+    if standing is not None or (plan is not None and entry.watermark >= plan.local.updates):
         return "finished" if _budget(plan) is None else "budget spent"
     return None
 
 
 def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None:
     """The one thing that an operator should look at first; None where all is well."""
-    by_state: dict[str, list[str]] = {}
+    by_state: dict[str, list[Row]] = {}
     for row in view.rows:
-        by_state.setdefault(row.state, []).append(row.institution)
+        by_state.setdefault(row.state, []).append(row)
     if view.phase == "paused":
         return f"The run is paused: {view.phase_reason or 'no reason was given'}."
     if dead_letters:
@@ -181,11 +201,13 @@ def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None
         ("killed", "was killed and has not come back"),
         ("silent", "has given no update for long; look at its log and its queue"),
         ("quarantined", "is in quarantine; its updates are not folded"),
+        ("plan refused", "{standing}, a limit of its own policy; it or the plan must change before it takes part"),
         ("waiting", "has not said hello yet; is its worker running?"),
     ):
         if state in by_state:
-            more = len(by_state[state]) - 1
-            return f"{by_state[state][0]} {meaning}" + (f" ({more} more like it)." if more else ".")
+            first, *more = by_state[state]
+            told = f"{first.institution} {meaning.format(standing=first.standing)}"
+            return told + (f" ({len(more)} more like it)." if more else ".")
     worst = max(view.rows, key=lambda row: row.refused, default=None)
     if worst is not None and worst.refused > max(2, worst.updates // 2):
         return f"{worst.institution}: {worst.refused} of its updates were not folded; its log says why."

@@ -111,15 +111,21 @@ def test_an_institution_that_the_aggregator_refuses_gets_no_login(folder):
     assert check(load(folder), ["north", "south"]) == []
 
 
+REFUSING = Entry(incarnation=1, nonce="12" * 8, standing="plan_refused", standing_limit="max_epsilon", standing_plan="d" * 64)
+
+
 @pytest.mark.parametrize(
     ("entry", "state"),
     [
         (None, "not admitted yet"),
         (Entry(incarnation=1), "never connected"),
         (Entry(incarnation=1, nonce="12" * 8), "member"),
+        (Entry(incarnation=1, nonce="12" * 8, standing="budget_spent", standing_plan="d" * 64), "budget spent"),
+        (REFUSING, "refuses the plan: max_epsilon"),
+        (REFUSING.model_copy(update={"standing_plan": "e" * 64}), "member"),
         (Entry(incarnation=1, nonce="12" * 8, quarantined=True), "quarantined"),
         (Entry(incarnation=1, nonce="12" * 8, quarantined=True, removed=True), "removed"),
     ],
 )
 def test_the_state_of_an_institution_is_told_in_words(entry, state):
-    assert state_of(entry) == state
+    assert state_of(entry, "d" * 64) == state

@@ -11,7 +11,7 @@ from operator_console.lineage_commands import audited, summary, version_table
 from shared import messages
 from shared.broker import Delivery, Message
 from shared.messages import Claim, Counters, Entry, OperationOutcome, Settlement
-from tests.builders import NAMES, a_claim, a_plan, a_record, name_of
+from tests.builders import NAMES, a_claim, a_plan, a_record, a_table, name_of
 from tests.running import Hand, Leader, Watch, begin
 
 A = name_of("bank-a")
@@ -86,6 +86,17 @@ def test_the_chain_of_a_real_run_holds_and_is_summed_up(broker_server, tmp_path)
     assert "bank-a" in shown(version_table(second, BY_PSEUDONYM))
     assert "nan" not in shown(version_table(second, BY_PSEUDONYM))
     assert "rejected" in shown(version_table(second, BY_PSEUDONYM))
+
+
+def test_a_version_tells_who_left_the_plan_and_why():
+    spent = Entry(incarnation=1, standing="budget_spent", standing_limit="epsilon", standing_plan="d" * 64)
+    refusing = Entry(incarnation=1, standing="plan_refused", standing_limit="mechanisms", standing_plan="d" * 64)
+    elsewhere = Entry(incarnation=1, standing="budget_spent", standing_plan="e" * 64)
+    table = {"bank-a": spent, "bank-b": refusing, "bank-c": elsewhere}
+    text = shown(version_table([a_record(1, plan_hash="d" * 64, table=a_table(table))], BY_PSEUDONYM))
+    assert "bank-a: budget spent" in text
+    assert "bank-b: refuses the plan: mechanisms" in text
+    assert "bank-c" not in text
 
 
 def test_what_a_deposed_leader_wrote_is_passed_over(broker_server):

@@ -57,6 +57,14 @@ def test_every_fact_is_on_the_screen_and_no_line_is_too_wide(width: int):
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_a_refused_plan_is_on_the_screen_with_the_limit_that_refuses_it():
+    refusing = replace(ROWS[0], state="plan refused", standing="refuses the plan: max_epsilon")
+    for width in (80, 120):
+        text = drawn(replace(VIEW, rows=(refusing, *ROWS[1:])), width)
+        assert "plan refused" in text
+        assert "bank-number-1 refuses the plan: max_epsilon" in text
+
+
 def test_a_terminal_without_unicode_gets_plain_characters():
     text = drawn(VIEW, 100, encoding="ascii")
     assert text.isascii()

@@ -94,6 +94,16 @@ def test_the_figures_of_the_run_are_on_the_page(folder: Path, finished: Finished
     assert any("beats 1 of 2 institutions" in word for word in words)
 
 
+def test_the_page_tells_who_left_the_plan(folder: Path):
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["institutions"][1]["standing"] = "refuses the plan: mechanisms"
+    file.write_text(json.dumps(summary))
+    words = page_of(folder).words
+    assert "refuses the plan: mechanisms" in words
+    assert words.count("takes part") == 2
+
+
 def test_every_plot_says_in_words_what_it_shows(folder: Path, finished: Finished):
     add_extras(folder, finished)
     page = page_of(folder)

@@ -3,6 +3,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ def test_the_object_tells_where_the_run_stands(finished: Finished):
     assert rows["bank-a"]["waiting_messages"] == 2
     assert rows["bank-c"]["updates"] < rows["bank-a"]["updates"]
     assert {row["state"] for row in rows.values()} == {"finished"}
+
+
+def test_the_object_tells_why_an_institution_gives_no_more(finished: Finished):
+    view = view_of(finished.history, Shown("Toy", "auc"), now_ms=0)
+    refusing = replace(view, rows=(replace(view.rows[0], standing="refuses the plan: max_epsilon"), *view.rows[1:]))
+    rows = status_object(finished.history, refusing, None)["institutions"]
+    assert [row["standing"] for row in rows] == ["refuses the plan: max_epsilon", None, None]
 
 
 def test_the_object_has_the_same_keys_without_the_management_api(finished: Finished):

@@ -74,7 +74,7 @@ def test_the_summary_has_every_key_that_scripts_rely_on(summary: Summary):
         "pooled",
     } <= summary.keys()
     assert {"aggregated", "stale", "duplicate", "rejected"} <= summary["updates"].keys()
-    wanted = "id num_examples updates mean_staleness total_weight epsilon_spent target_delta alone federated own"
+    wanted = "id num_examples updates mean_staleness total_weight epsilon_spent target_delta standing alone federated own"
     for each in summary["institutions"]:
         assert each.keys() == set(wanted.split())
         assert each["own"].keys() == {"alone", "federated"}

@@ -30,9 +30,8 @@ def run(seconds: dict[str, list[float]], *, phase: str = "running", **entries: E
     for version, (second, name) in enumerate(moments, start=1):
         last = version == len(moments)
         done = Settlement(institution=name_of(name), incarnation=1, sequence=version, hash="a" * 64, outcome="aggregated")
-        record = a_record(
-            version, after=record, whole=False, plan=None, table={}, settled=[done], phase=phase if last else "running"
-        )
+        told = {"plan_hash": PLAN.hash, "phase": phase if last else "running"}
+        record = a_record(version, after=record, whole=False, plan=None, table={}, settled=[done], **told)
         history.take(record, delivery(second))
     return history
 
@@ -85,6 +84,36 @@ def test_an_institution_that_is_told_to_be_slow_is_not_called_silent():
 def test_all_planned_updates_given_means_the_budget_is_spent():
     history = run({"bank-b": [1]}, bank_a=Entry(incarnation=1, watermark=20, num_examples=100))
     assert states(history, now=2)["bank-a"] == "budget spent"
+
+
+def left(state: str, limit: str, plan_hash: str = PLAN.hash, **changes: float) -> Entry:
+    return Entry(
+        incarnation=1, nonce=NONCE, standing=state, standing_limit=limit, standing_plan=plan_hash, num_examples=100, **changes
+    )
+
+
+def test_an_institution_that_has_left_the_plan_is_shown_with_its_reason():
+    history = run(
+        {"bank-c": [1]},
+        bank_a=left("budget_spent", "epsilon", watermark=7, epsilon_spent=1.9),
+        bank_b=left("plan_refused", "max_epsilon"),
+        bank_c=left("plan_refused", "max_epsilon", "e" * 64),
+    )
+    rows = view_of(history, SHOWN, now_ms=2000).rows
+    assert [(row.state, row.standing) for row in rows] == [
+        ("budget spent", "budget spent"),
+        ("plan refused", "refuses the plan: max_epsilon"),
+        ("training", None),
+    ]
+    assert (rows[0].epsilon_spent, view_of(history, SHOWN, now_ms=2000).epsilon_budget) == (1.9, 2.0)
+
+
+def test_an_institution_that_refuses_the_plan_needs_attention_and_is_told_apart_after_the_end():
+    history = run({"bank-c": [1]}, bank_b=left("plan_refused", "max_epsilon"))
+    first = attention(view_of(history, SHOWN, now_ms=2000)) or ""
+    assert first.startswith("bank-b refuses the plan: max_epsilon, a limit of its own policy")
+    over = run({"bank-c": [1]}, phase="finished", bank_b=left("plan_refused", "max_epsilon"))
+    assert states(over, now=2) == {"bank-a": "finished", "bank-b": "plan refused", "bank-c": "finished"}
 
 
 def test_a_finished_run_stops_the_clock_and_finishes_everybody():
