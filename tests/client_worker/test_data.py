@@ -64,3 +64,18 @@ def test_the_fingerprint_is_the_hash_of_the_bytes(tmp_path: Path) -> None:
 def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         fingerprint(tmp_path / "nowhere.csv")
+
+
+def test_a_file_says_whose_its_rows_are_where_the_task_asks_for_it(tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"person": "id"})
+    file = tmp_path / "rows.csv"
+    file.write_text("a,id,y\n10,x,1\n0,y,0\n5,x,1\n")
+
+    persons = load_dataset(spec, file).persons
+
+    assert persons is not None
+    assert persons.tolist() == [0, 1, 0]
+    file.write_text("a,y\n10,1\n0,0\n")
+    assert load_dataset(spec, file, for_training=False, with_persons=False).persons is None
+    with pytest.raises(DataError, match="the column 'id' is missing"):
+        load_dataset(spec, file, for_training=False)

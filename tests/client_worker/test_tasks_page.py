@@ -58,6 +58,17 @@ def test_bad_data_says_what_the_page_says(text: str, tmp_path: Path) -> None:
     assert f"`{str(caught.value).removeprefix(f'{tmp_path}/')}`" in PAGE
 
 
+def test_a_row_of_nobody_says_what_the_page_says(tmp_path: Path) -> None:
+    file = tmp_path / "loans.csv"
+    file.write_text(
+        "id," + CSV.replace("\n34", "\na,34").replace("\n51", "\n,51").replace("\n29", "\na,29").replace("\n62", "\nb,62")
+    )
+
+    with pytest.raises(DataError) as caught:
+        load_dataset(SPEC.model_copy(update={"person": "id"}), file)
+    assert f"`{str(caught.value).removeprefix(f'{tmp_path}/')}`" in PAGE
+
+
 def test_a_model_of_ones_own_is_found_on_the_path_and_trained_with_noise(tmp_path: Path) -> None:
     (tmp_path / "bank_models.py").write_text(block("python"))
     (tmp_path / "loans.csv").write_text(CSV)

@@ -67,3 +67,16 @@ def test_the_choice_is_by_the_figure_of_the_task(metric: str, better: Callable[[
 
     assert chosen is not None
     assert better([chosen, *(each for each in figures if each is not None)]) == pytest.approx(chosen)
+
+
+def of_persons(data: Dataset, persons: list[int]) -> Dataset:
+    return Dataset(data.features, data.labels, np.array(persons))
+
+
+def test_nobody_is_taken_to_be_a_person_of_two_banks() -> None:
+    both = union([of_persons(rows(3, 0, (1, 0)), [0, 1, 0]), of_persons(rows(2, 1, (1, 0)), [1, 0])])
+
+    assert both.persons is not None
+    assert both.persons.tolist() == [0, 1, 0, 3, 2]
+    assert both.units == 4
+    assert union([rows(3, 0, (1, 0)), rows(2, 1, (1, 0))]).persons is None

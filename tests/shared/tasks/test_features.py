@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from shared.errors import DataError
-from shared.tasks.features import Dataset, encode, require_trainable
+from shared.tasks.features import Dataset, encode, example_rows, one_row_each, require_trainable
 from shared.tasks.spec import TaskSpec, parse_task
 from shared.tasks.tables import read_columns
 
@@ -181,3 +181,88 @@ def test_a_regression_label_is_scaled_by_its_public_range() -> None:
     data = encoded(GOOD.replace(",yes", ",25").replace(",no", ",99"), task(text))
 
     assert data.labels.tolist() == [0.5, 1.0]
+
+
+PERSONS = BINARY.replace('kind = "binary"', 'kind = "binary"\nperson = "customer"')
+OF_PERSONS = "customer," + HEADER
+
+
+def customers(*cells: object) -> list[int]:
+    """The numbers that the cells of a Parquet column of persons become."""
+    count = len(cells)
+    table = pa.table(
+        {"customer": list(cells), "age": [20] * count, "income": [0] * count, "sector": [11] * count, "owner": [True] * count}
+        | {"late": ["yes", "no"] * (count // 2) + ["yes"] * (count % 2)}
+    )
+    persons = encode(task(PERSONS), table, "rows.parquet").persons
+    assert persons is not None
+    assert persons.dtype == np.int64
+    return [int(number) for number in persons]
+
+
+def test_rows_of_one_person_get_one_number_and_no_other_person_gets_it() -> None:
+    data = encoded(OF_PERSONS + "b7,20,0,11,true,yes\na1,50,9,99,FALSE,no\n b7 ,50,9,99,FALSE,no\n", task(PERSONS))
+
+    assert data.persons is not None
+    assert data.persons.tolist() == [1, 0, 1]
+    assert (len(data), data.units) == (3, 2)
+
+
+def test_the_column_of_persons_is_no_input() -> None:
+    with_persons = encoded(OF_PERSONS + "b7,20,0,11,true,yes\na1,50,9,99,FALSE,no\n", task(PERSONS))
+
+    np.testing.assert_array_equal(with_persons.features, encoded(GOOD).features)
+    assert task(PERSONS).inputs == task().inputs
+
+
+def test_without_a_column_of_persons_each_row_counts_for_itself() -> None:
+    assert encoded(GOOD).persons is None
+    assert encoded(GOOD).units == 2
+
+
+def test_a_number_is_the_same_person_however_it_is_written() -> None:
+    assert customers("7", "7.0", " 7") == [0, 0, 0]
+    assert customers(7, 8, 7) == [0, 1, 0]
+    assert customers(7.0, 8.0) == [0, 1]
+
+
+def test_long_numbers_that_a_float_cannot_tell_apart_are_different_persons() -> None:
+    assert customers(9007199254740993, 9007199254740992) == [1, 0]
+    assert customers("90071992547409930001", "90071992547409930002") == [0, 1]
+
+
+@pytest.mark.parametrize("cell", ["", " ", "NA", "null"])
+def test_a_row_that_does_not_say_whose_it_is_is_refused(cell: str) -> None:
+    said = refusal(OF_PERSONS + f"b7,20,0,11,true,yes\n{cell},50,9,99,FALSE,no\n", task(PERSONS))
+
+    assert said == "rows.csv: person column 'customer', row 3 is empty; say whose record it is or remove the row"
+
+
+@pytest.mark.parametrize("cell", [None, float("nan")])
+def test_a_null_is_nobody_in_parquet_too(cell: float | None) -> None:
+    with pytest.raises(DataError, match=r"person column 'customer', row 2 is empty"):
+        customers(cell, 8.0)
+
+
+def test_a_file_without_its_column_of_persons_is_refused_unless_it_is_only_judged_by() -> None:
+    assert "the column 'customer' is missing" in refusal(GOOD, task(PERSONS))
+
+    table = read_columns(io.BytesIO(GOOD.encode()), source="rows.csv")
+    assert encode(task(PERSONS), table, "rows.csv", with_persons=False).persons is None
+
+
+def test_one_row_of_each_person_is_its_first() -> None:
+    rows = Dataset(np.arange(5, dtype=np.float32)[:, None], np.zeros(5, dtype=np.float32), np.array([1, 0, 1, 2, 0]))
+
+    assert one_row_each(rows).features[:, 0].tolist() == [1.0, 0.0, 3.0]
+    assert one_row_each(encoded(GOOD)).units == 2
+
+
+def test_example_rows_are_within_the_ranges_and_set_one_category_each() -> None:
+    rows = example_rows(task(), 4)
+
+    assert rows.shape == (4, task().inputs)
+    assert rows.dtype == np.float32
+    assert np.abs(rows).max() <= 1
+    assert rows[:, 3:6].sum(1).tolist() == [1.0] * 4
+    assert len({tuple(row) for row in rows.tolist()}) == 4

@@ -103,6 +103,30 @@ def test_batch_normalisation_is_refused_with_its_remedy() -> None:
         build_model(task(f'type = "{__name__}:normalised"'), seed=0)
 
 
+def mixing(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, outputs))
+
+
+def test_batch_normalisation_without_running_statistics_is_refused_too() -> None:
+    with pytest.raises(SettingsError, match=r"layer '1' \(BatchNorm1d\) mixes rows; use torch.nn.GroupNorm"):
+        build_model(task(f'type = "{__name__}:mixing"'), seed=0)
+
+
+def trunk_and_head(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 6).requires_grad_(False), nn.Linear(6, outputs))
+
+
+def test_frozen_parameters_do_not_travel_and_are_the_same_on_every_machine() -> None:
+    spec = task(f'type = "{__name__}:trunk_and_head"')
+    model, again = build_model(spec, seed=0), build_model(spec, seed=0)
+    parameters = initial_parameters(spec, 5)
+    load_parameters(model, parameters)
+
+    assert list(parameters) == ["1.weight", "1.bias"]
+    assert torch.equal(model[0].weight, again[0].weight)  # type: ignore[index]  # a Sequential
+    np.testing.assert_array_equal(to_parameters(model)["1.weight"], parameters["1.weight"])
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -91,6 +91,8 @@ def test_training_settings_have_defaults() -> None:
         ("minimum = 0\n", "", "'numeric.0.minimum' is missing"),
         ('"p0..p3"', '"p3..p0"', "must count upwards"),
         ('columns = ["sector"]', 'columns = ["p1"]', "the column 'p1' is named twice"),
+        ('kind = "binary"', 'kind = "binary"\nperson = "p1"', "the column 'p1' is named twice"),
+        ('kind = "binary"', 'kind = "binary"\nperson = "late"', "the column 'late' is named twice"),
         ('[11, "23", 44.0]', '[11, "11"]', "the category '11' is named twice"),
         ('positive = ["yes"]', "", "label.positive must list"),
         ('positive = ["yes"]', 'positive = ["yes"]\nnegative = ["yes"]', "share a value"),
@@ -117,6 +119,14 @@ def test_a_wrong_key_is_named_in_one_line(old: str, new: str, said: str) -> None
     assert "\n" not in text
 
 
+def test_a_column_of_persons_is_read_from_the_file_and_is_no_input() -> None:
+    with_persons = parse(TASK.replace('kind = "binary"', 'kind = "binary"\nperson = "customer"'))
+
+    assert with_persons.columns == ("customer", "p0", "p1", "p2", "p3", "sector", "late")
+    assert with_persons.inputs == parse(TASK).inputs
+    assert with_persons.hash != parse(TASK).hash
+
+
 def test_each_wrong_key_gets_its_own_line() -> None:
     assert len(refusal(TASK.replace("minimum = 0", "colour = 1")).splitlines()) == 2
 
@@ -129,6 +139,7 @@ def test_a_task_without_features_is_refused() -> None:
     text = TASK[: TASK.index("[[numeric]]")] + '[model]\ntype = "logistic"\n'
 
     assert "no feature is declared" in refusal(text)
+    assert "no feature is declared" in refusal('person = "customer"\n' + text)
 
 
 def test_a_regression_needs_the_range_of_its_label() -> None:
