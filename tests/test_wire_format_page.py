@@ -26,8 +26,9 @@ from shared.codec import Dtype
 from shared.lineage import Lineage, fold, fold_claim
 from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
 from shared.noise import noise_std
+from shared.noise import least_norm
 from shared.parameters import to_bfloat16
-from shared.plan import AggregationPlan, Plan
+from shared.plan import AggregationPlan, Mechanism, Plan, PrivacyPlan
 
 PAGE = Path(__file__).parent.parent / "docs" / "wire-format.md"
 RUN, SECRET = "0123456789abcdef", b"run secret"
@@ -386,6 +387,25 @@ def test_an_update_written_from_the_page_alone_is_admitted() -> None:
     assert delta["weight"].tolist() == [[-1.0, 4.0]]
     assert delta["bias"].tolist() == [8.0]
     assert (admission.outcome, admission.staleness) == ("aggregated", 0)
+
+
+def least_norm_by_the_page(s: float, d: int) -> float:
+    """The page's sentence alone: x below 1 with x e^(1 - x) = (10^-9)^(2 / d), by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        x = (low + high) / 2
+        low, high = (x, high) if x * math.exp(1 - x) < 1e-9 ** (2 / d) else (low, x)
+    return s * math.sqrt(d * low)
+
+
+@pytest.mark.parametrize("numbers", [3, 1000, 25_000_000])
+@pytest.mark.parametrize("mechanism", ["dp-sgd", "update-gaussian"])
+def test_the_least_norm_by_the_page_alone_is_that_of_the_code(mechanism: Mechanism, numbers: int) -> None:
+    plan = PLAN.model_copy(update={"privacy": PrivacyPlan(mechanism=mechanism, clipping_norm=2.0)})
+    stated = PrivacyStatement(mechanism=mechanism, clipping_norm=2.0, noise_multiplier=1.5)
+    # learning rate 1 x 1.5 x 2 / (sample rate 0.25 x 300 examples); 1.5 x 2
+    s = 0.04 if mechanism == "dp-sgd" else 3.0
+    assert least_norm(stated, plan, 300, coordinates=numbers) == pytest.approx(least_norm_by_the_page(s, numbers), rel=1e-6)
 
 
 def test_the_headers_that_the_page_lists_are_the_headers_of_a_chunk() -> None:
