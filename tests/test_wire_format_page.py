@@ -25,8 +25,7 @@ from shared.chunks import HEADERS, head, split
 from shared.codec import Dtype
 from shared.lineage import Lineage, fold, fold_claim
 from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
-from shared.noise import noise_std
-from shared.noise import least_norm
+from shared.noise import least_norm, noise_std
 from shared.parameters import to_bfloat16
 from shared.plan import AggregationPlan, Mechanism, Plan, PrivacyPlan
 
