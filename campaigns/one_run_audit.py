@@ -102,18 +102,21 @@ def epsilon_lower_bound(
 def plan_guesses(canaries: int, separation: float, *, target_delta: float) -> tuple[Guesses, ...]:
     """The numbers of guesses, fixed by public figures before there is a score.
 
-    The first number promises the highest bound of a mechanism that keeps its word; few guesses, of the most telling scores, can
-    show no large epsilon, so the second is nearly all canaries: it shows a mechanism that is far off. `separation` is by how many
-    standard deviations of its noise a canary moves its score; infinite without noise.
+    The first promises the highest bound of a mechanism that keeps its word. So few guesses, of the most telling scores, can show
+    no large epsilon: the second promises the highest bound of a mechanism with half of its noise, and the third is nearly all
+    canaries. `separation` is by how many standard deviations of its noise a canary moves its score; infinite without noise.
     """
-
-    def promise(count: int) -> float:
-        correct = math.floor(2 * count * _accuracy(count / canaries, separation))
-        return epsilon_lower_bound(canaries, 2 * count, correct, target_delta=target_delta)
-
     counts = sorted({max(1, int(share * canaries)) for share in np.geomspace(1e-3, MOST_GUESSED, 40)})
-    chosen = sorted({max(counts, key=promise), counts[-1]})
-    return tuple(Guesses(count, count) for count in chosen)
+
+    def most_promising(separation: float) -> int:
+        def promise(count: int) -> float:
+            correct = math.floor(2 * count * _accuracy(count / canaries, separation))
+            return epsilon_lower_bound(canaries, 2 * count, correct, target_delta=target_delta)
+
+        return max(counts, key=promise)
+
+    chosen = {most_promising(separation), most_promising(2 * separation), counts[-1]}
+    return tuple(Guesses(count, count) for count in sorted(chosen))
 
 
 def _accuracy(share: float, separation: float) -> float:

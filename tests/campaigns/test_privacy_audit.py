@@ -141,6 +141,15 @@ def test_randomised_response_at_epsilon_1_is_refuted_in_hardly_more_than_5_of_10
     assert 4 <= refuted <= 34  # Binomial(400, 0.05) is above 34 with a chance of 0.1 %
 
 
+def test_normal_scores_twice_as_far_apart_as_epsilon_3_allows_are_refuted_by_the_planned_guesses() -> None:
+    rng, mu = np.random.default_rng(9), 0.7191  # epsilon 3 by the closed form
+    included = rng.random(25_000) < 0.5
+    noise, plan = rng.normal(size=25_000), plan_guesses(25_000, mu, target_delta=1e-5)
+
+    assert 1.4 < bound(noise + mu * included, included, plan, target_delta=1e-5).epsilon < 3.0
+    assert bound(noise + 2 * mu * included, included, plan, target_delta=1e-5).epsilon > 3.0
+
+
 @pytest.mark.parametrize(("mu", "epsilon"), [(1.0, 4.377178), (math.sqrt(50) / 10, 2.943225)])
 def test_epsilon_of_gaussians_without_sampling_is_that_of_the_closed_form(mu: float, epsilon: float) -> None:
     assert gaussian_epsilon(mu, 1e-5) == pytest.approx(epsilon, abs=1e-6)
@@ -175,10 +184,10 @@ def test_scores_that_say_nothing_have_an_auc_of_one_half_and_perfect_ones_of_1()
 
 
 def test_the_number_of_guesses_follows_from_public_figures_and_nearly_all_is_always_one_of_them() -> None:
-    sharp, wide = plan_guesses(5000, 0.72, target_delta=1e-5)
+    sharp, middle, wide = plan_guesses(5000, 0.72, target_delta=1e-5)
 
     assert wide == Guesses(2250, 2250)
-    assert 25 < sharp.highest == sharp.lowest < 500
+    assert 25 < sharp.highest == sharp.lowest < middle.highest < 500
     assert plan_guesses(5000, math.inf, target_delta=1e-5) == (wide,)
 
 
