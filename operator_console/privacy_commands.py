@@ -1,14 +1,14 @@
 """`fedqueue privacy plan | ledger show | verify | export | accept-dataset`: for an institution, on its own machine."""
 
 import json
-import sys
 from collections import defaultdict
-from contextlib import closing, nullcontext
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -116,10 +116,12 @@ def verify(config: ConfigOr = None, state_folder: StateFolder = None) -> None:
 @ledger_app.command()
 def export(config: ConfigOr = None, state_folder: StateFolder = None, out: Out = None) -> None:
     """Write all rows as JSON lines with their hashes, for an auditor."""
-    lines = [json.dumps(exported(row)) for row in read_ledger(_ledger_file(config, state_folder)).rows]
+    text = "".join(f"{json.dumps(exported(row))}\n" for row in read_ledger(_ledger_file(config, state_folder)).rows)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
     try:
-        with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"--out {out}: {error.strerror}") from error
 
@@ -158,18 +160,27 @@ def _ledger_file(config: Path | None, state_folder: Path | None) -> Path:
 
 def exported(row: LedgerRow) -> dict[str, Any]:
     """A row with its fields spelled out; packed again in MessagePack they are what the hash covers."""
-    return {**row._asdict(), "packed": None, "fields": dict(row.fields)}
+    return {
+        "number": row.number,
+        "state": row.state,
+        "at_seconds": row.at_seconds,
+        "fields": dict(row.fields),
+        "previous": row.previous,
+        "hash": row.hash,
+    }
 
 
 def rows_table(content: LedgerContent) -> Table:
     """What `show` prints."""
-    table = Table("row", "time", "state", "update", "what", "noise multiplier", "epsilon spent")
+    table = Table("row", "time, UTC", "state", "update", "what", "noise", "epsilon", box=SIMPLE)
+    for column in table.columns[:3]:
+        column.no_wrap = True
     sequences = {row.fields.get("reservation"): row.fields["sequence"] for row in content.rows if row.state == "SEALED"}
     for row in content.rows:
         fields = row.fields
         sequence = fields.get("sequence", sequences.get(row.number, ""))
         noise, epsilon = fields.get("noise_multiplier"), fields.get("epsilon_spent", fields.get("epsilon"))
-        at = datetime.fromtimestamp(row.at_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        at = datetime.fromtimestamp(row.at_seconds, UTC).strftime("%Y-%m-%d %H:%M")
         table.add_row(
             str(row.number),
             at,
