@@ -6,8 +6,9 @@ from contextlib import ExitStack
 import pytest
 
 from broker_config.topology import update_queue
+from client_worker.policy import Policy
 from shared.errors import TopologyError
-from shared.plan import Ending
+from shared.plan import Ending, PrivacyPlan
 from tests.builders import NAMES, a_plan, an_operation, array, name_of, small_limits
 from tests.running import (
     Hand,
@@ -224,3 +225,26 @@ def test_a_leader_takes_what_waits_in_one_commit(broker_server, tmp_path, stack)
     assert watch.head.manifest.version < 21
     require_each_once(watch)
     require_replay(watch, deltas_of(hands))
+
+
+def test_a_run_ends_when_two_have_spent_their_budgets_and_the_third_refuses_the_plan(broker_server, tmp_path, stack):
+    # each toy update costs epsilon 0.5 of 3
+    plan = a_plan(privacy=PrivacyPlan(epsilon=3.0), ending=Ending(updates=1000, updates_each=1))
+    watch = started(broker_server, tmp_path, plan)
+    stack.enter_context(Leader(broker_server, tmp_path / "aggregator"))
+    workers = [stack.enter_context(Worker(broker_server, "bank-c", tmp_path, policy=Policy(max_epsilon=1.0)))]
+    assert watch.until(lambda: watch.entry("bank-c").standing)
+    workers += [stack.enter_context(Worker(broker_server, name, tmp_path)) for name in ("bank-a", "bank-b")]
+    assert watch.until(lambda: watch.head.manifest.phase == "finished")
+    assert watch.head.manifest.phase_reason == "every institution has spent its budget or refuses the plan"
+    for worker in workers:
+        worker.thread.join(20)
+        assert worker.failure is None
+    for name in ("bank-a", "bank-b"):
+        assert watch.outcomes(name) == [(number, "aggregated") for number in range(1, 7)]
+        entry = watch.entry(name)
+        assert (entry.standing, entry.standing_limit, entry.epsilon_spent) == ("budget_spent", "epsilon", 3.0)
+        assert (entry.mechanism, entry.noise_multiplier) == ("dp-sgd", 1.25)
+    entry = watch.entry("bank-c")
+    assert (entry.standing, entry.standing_limit, entry.watermark) == ("plan_refused", "max_epsilon", 0)
+    assert [broker_server.depth(update_queue(name)) for name in NAMES] == [0, 0, 0]
