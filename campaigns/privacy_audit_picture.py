@@ -42,17 +42,17 @@ def picture(document: Any) -> str:
     """An SVG of the findings in a result's JSON; the same result gives the same bytes."""
     findings = document["findings"]
     with mpl.rc_context(_LOOK):
-        figure = Figure(figsize=(6.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(6.6, 3.8), layout="constrained")
         axes = figure.add_subplot()
         for place, finding in enumerate(findings):
             _draw_one(axes, place, finding)
         axes.set_xticks(range(len(findings)), [_name(finding) for finding in findings])
         axes.set_xlim(-0.6, len(findings) - 0.4)
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(f"epsilon at delta {document['target_delta']:g}")
+        axes.set_ylabel(f"epsilon, delta {document['target_delta']:g}")
         axes.grid(axis="y", color=_LINE, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=9)
         text = io.StringIO()
         figure.savefig(text, format="svg", facecolor="white", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
@@ -71,6 +71,8 @@ def _draw_one(axes: Axes, place: int, finding: Any) -> None:
     spread = [place - 0.15 + 0.06 * (number % 3) for number in range(len(alone))]
     axes.plot(spread, alone, "o", color=_MUTED, markersize=3.5, label=name("shown by one run"))
     axes.bar(place + 0.14, finding["epsilon_at_least"], 0.16, color=_SHOWN, label=name("shown by all runs together (95 %)"))
+    could = finding["epsilon_could_show"]
+    axes.hlines(could, place + 0.03, place + 0.25, color=_MUTED, linestyle=":", label=name("the most that could have been shown"))
     if finding["accounted_epsilon"] is not None and finding["gaussian_estimate"] is not None:
         axes.plot(
             place - 0.03,

@@ -141,13 +141,29 @@ def test_randomised_response_at_epsilon_1_is_refuted_in_hardly_more_than_5_of_10
     assert 4 <= refuted <= 34  # Binomial(400, 0.05) is above 34 with a chance of 0.1 %
 
 
-def test_normal_scores_twice_as_far_apart_as_epsilon_3_allows_are_refuted_by_the_planned_guesses() -> None:
-    rng, mu = np.random.default_rng(9), 0.7191  # epsilon 3 by the closed form
-    included = rng.random(25_000) < 0.5
-    noise, plan = rng.normal(size=25_000), plan_guesses(25_000, mu, target_delta=1e-5)
+MU = {1.0: 0.26840, 3.0: 0.71913, 8.0: 1.66603}
+"""Of the closed form at delta 1e-5: how far a canary's score moves, in standard deviations of the noise."""
 
-    assert 1.4 < bound(noise + mu * included, included, plan, target_delta=1e-5).epsilon < 3.0
-    assert bound(noise + 2 * mu * included, included, plan, target_delta=1e-5).epsilon > 3.0
+
+def normal_scores(mu: float) -> tuple[np.ndarray, np.ndarray]:
+    """As many as five runs of the full audit have, and which canaries are in."""
+    rng = np.random.default_rng(9)
+    included = rng.random(25_000) < 0.5
+    return rng.normal(size=25_000) + mu * included, included
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+def test_five_runs_refute_half_of_the_noise_by_the_theorem(epsilon: float) -> None:
+    plan = plan_guesses(25_000, MU[epsilon], target_delta=1e-5)
+
+    assert 0.4 * epsilon < bound(*normal_scores(MU[epsilon]), plan, target_delta=1e-5).epsilon < epsilon
+    assert bound(*normal_scores(2 * MU[epsilon]), plan, target_delta=1e-5).epsilon > epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "noise"), [(1.0, 0.8), (3.0, 0.9), (8.0, 0.9)])
+def test_five_runs_refute_a_tenth_or_a_fifth_too_little_noise_by_the_estimate(epsilon: float, noise: float) -> None:
+    assert gaussian_estimate(*normal_scores(MU[epsilon]), target_delta=1e-5).at_least < epsilon
+    assert gaussian_estimate(*normal_scores(MU[epsilon] / noise), target_delta=1e-5).at_least > epsilon
 
 
 @pytest.mark.parametrize(("mu", "epsilon"), [(1.0, 4.377178), (math.sqrt(50) / 10, 2.943225)])
@@ -252,7 +268,7 @@ def test_what_the_mechanism_publishes_gives_away_no_more_than_is_accounted(train
 def test_at_epsilon_8_the_attack_sees_something_and_at_epsilon_1_hardly(trained: Trained) -> None:
     much, little = finding(trained(8.0)), finding(trained(1.0))
 
-    # Phi(mu / sqrt 2) for mu of the closed form: 1.666 and 0.268
+    # Phi(mu / sqrt 2) for MU
     assert much.membership.auc == pytest.approx(0.881, abs=0.03)
     assert little.membership.auc == pytest.approx(0.575, abs=0.05)
     assert much.bound.epsilon > 2.0
