@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
+from scipy.special import log_ndtr, ndtr
 from sklearn.metrics import roc_auc_score, roc_curve
 
 CONFIDENCE = 0.95
@@ -125,10 +126,10 @@ def _accuracy(share: float, separation: float) -> float:
         return 1.0
 
     def excess(threshold: float) -> float:
-        return float(stats.norm.sf(threshold - separation) + stats.norm.sf(threshold)) / 2 - share
+        return float(ndtr(separation - threshold) + ndtr(-threshold)) / 2 - share
 
     threshold = brentq(excess, -40.0, 40.0 + separation)
-    return float(stats.norm.sf(threshold - separation)) / (2 * share)
+    return float(ndtr(separation - threshold)) / (2 * share)
 
 
 def correct_guesses(scores: Scores, included: Coins, guesses: Guesses) -> int:
@@ -183,8 +184,8 @@ def gaussian_epsilon(mu: float, target_delta: float) -> float:
     """Epsilon of a mechanism that is mu-GDP: Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) = delta; 0 where it needs none."""
 
     def excess(epsilon: float) -> float:
-        second = math.exp(epsilon + stats.norm.logcdf(-epsilon / mu - mu / 2))
-        return float(stats.norm.cdf(-epsilon / mu + mu / 2)) - second - target_delta
+        second = math.exp(epsilon + log_ndtr(-epsilon / mu - mu / 2))
+        return float(ndtr(-epsilon / mu + mu / 2)) - second - target_delta
 
     if mu <= 0 or excess(0.0) <= 0:
         return 0.0
