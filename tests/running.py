@@ -16,6 +16,7 @@ from aggregator_worker.term import TermSettings
 from broker_config.streams import LineageReader, fetch_blob, publish_claim, publish_record
 from broker_config.topology import MODEL, OPERATIONS, update_queue
 from client_worker import worker as client_worker
+from client_worker.compact import compacted
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.mechanism import LocalTraining
@@ -23,10 +24,12 @@ from client_worker.policy import Policy
 from shared import messages, parameters
 from shared.broker import Broker, Message
 from shared.chunks import split
+from shared.compact import widened
 from shared.messages import BlobName, Entry, Location, ManifestRecord, Operation, Settlement, Update
+from shared.noise import noise_std
 from shared.parameters import Parameters
 from shared.plan import Plan
-from tests.builders import NAMES, RUN, SECRET, a_claim, a_manifest, an_update, array, as_messages, name_of
+from tests.builders import NAMES, RUN, SECRET, a_claim, a_manifest, a_statement, an_update, array, as_messages, name_of
 
 ZERO = {"w": array(0, 0, 0)}
 TARGETS = {"bank-a": 1.0, "bank-b": 2.0, "bank-c": 6.0, "bank-d": 9.0}
@@ -267,6 +270,17 @@ def trained(each: Settlement, base: Parameters) -> Parameters:
     """For a replay: what the toy training makes of a base."""
     (institution,) = [name for name in TARGETS if name_of(name) == each.institution]
     return half_way(institution, base)
+
+
+def sent_under(plan: Plan) -> Callable[[Settlement, Parameters], Parameters]:
+    """For a replay: what the toy training makes of a base, as a worker sends it under a plan with noise."""
+
+    def sent(each: Settlement, base: Parameters) -> Parameters:
+        (institution,) = [name for name in TARGETS if name_of(name) == each.institution]
+        std = noise_std(a_statement(plan), plan, EXAMPLES[institution])
+        return widened(compacted(half_way(institution, base), plan.update_encoding, std))
+
+    return sent
 
 
 def give_order(server: Server, operation: Operation) -> None:

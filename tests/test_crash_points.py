@@ -19,7 +19,7 @@ from client_worker.ledger import Ledger
 from shared.plan import LocalPlan, PrivacyPlan
 from tests.builders import NAMES, RUN, a_plan, small_limits
 from tests.crashing import KillAfter, lead, started, take_part
-from tests.running import Hand, Leader, Watch, Worker, begin, deltas_of, require_each_once, require_replay, trained
+from tests.running import Hand, Leader, Watch, Worker, begin, deltas_of, require_each_once, require_replay, sent_under
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -203,4 +203,4 @@ def test_an_institution_that_is_killed_sends_the_same_bytes_and_is_charged_once_
     assert (len(ledger.totals.charges), ledger.unsettled()) == (charges, [])
     ledger.close()
     require_each_once(watch)
-    require_replay(watch, trained)
+    require_replay(watch, sent_under(plan))

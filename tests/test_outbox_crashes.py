@@ -20,7 +20,7 @@ from tests.builders import NAMES, a_plan, array, name_of, small_limits
 from tests.conftest import eventually
 from tests.crashing import KillAfter, started, take_part
 from tests.disks import fill, small_disk
-from tests.running import Leader, Watch, Worker, begin, local_data, require_each_once, require_replay, trained
+from tests.running import Leader, Watch, Worker, begin, local_data, require_each_once, require_replay, sent_under, trained
 from tests.test_crash_points import KILLED, rows
 
 pytestmark = pytest.mark.rabbitmq
@@ -60,7 +60,7 @@ def test_a_large_update_survives_a_kill_and_is_sent_as_it_was(
     assert hashes[:sealed_before] == [each["hash"] for each in sealed]
     assert hashes == [each["hash"] for each in rows(path, "SEALED")][: len(hashes)]
     require_each_once(watch)
-    require_replay(watch, trained, MODEL)
+    require_replay(watch, sent_under(plan), MODEL)
 
 
 def over(server: conftest.RabbitmqServer, link: TcpProxy, user: str) -> ConnectionSettings:
@@ -194,4 +194,4 @@ def test_a_worker_whose_disk_is_full_waits_and_goes_on_by_itself(rabbitmq_server
     reserved = rows(disk / "bank-a" / "ledger.sqlite", "RESERVED")
     assert (len(reserved), watch.entry("bank-a").epsilon_spent) == (3, 1.5)
     require_each_once(watch)
-    require_replay(watch, trained, MODEL)
+    require_replay(watch, sent_under(plan), MODEL)
