@@ -8,6 +8,8 @@ from shared.errors import SettingsError
 from shared.plan import LocalPlan, Plan, PrivacyPlan
 
 LEAST_SAMPLE_RATE = 1e-6
+LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
+"""Of clipping norms and learning rates. Near the ends of float32 a clipped gradient can be longer than its clipping norm."""
 
 Figure = Literal["accuracy", "log_loss", "mae"]
 Noised = Literal["dp-sgd", "update-gaussian"]
@@ -76,6 +78,7 @@ def check_privacy(policy: Policy, plan: PrivacyPlan) -> None:
             "mechanisms",
             f"the plan asks for the mechanism {plan.mechanism}, this institution's policy allows {', '.join(policy.mechanisms)}",
         )
+    _require_scale("clipping_norm", plan.clipping_norm)
     if plan.epsilon is None or plan.epsilon > policy.max_epsilon:
         raise PlanRefusedError(
             "max_epsilon", f"the plan asks for epsilon {plan.epsilon}, this institution's policy allows {policy.max_epsilon:g}"
@@ -88,7 +91,8 @@ def check_privacy(policy: Policy, plan: PrivacyPlan) -> None:
 
 
 def check_steps(policy: Policy, plan: LocalPlan, *, noised: bool) -> None:
-    """Raises PlanRefusedError where the plan wants more steps than the policy allows, or rarer samples than can be accounted."""
+    """Raises PlanRefusedError where the plan wants more steps than the policy allows, or numbers that cannot be accounted."""
+    _require_scale("learning_rate", plan.learning_rate)
     steps = plan.steps * plan.updates if noised else plan.steps
     if steps > policy.max_steps:
         raise PlanRefusedError(
@@ -99,6 +103,11 @@ def check_steps(policy: Policy, plan: LocalPlan, *, noised: bool) -> None:
             "sample_rate",
             f"the plan's sample rate {plan.sample_rate:g} cannot be accounted; it must be {LEAST_SAMPLE_RATE:g} at least",
         )
+
+
+def _require_scale(name: str, value: float) -> None:
+    if not LEAST_SCALE <= value <= MOST_SCALE:
+        raise PlanRefusedError(name, f"the plan's {name} {value:g} is not between {LEAST_SCALE:g} and {MOST_SCALE:g}")
 
 
 def check_noise(policy: Policy, noise_multiplier: float) -> None:

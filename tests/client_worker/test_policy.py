@@ -21,6 +21,7 @@ def test_a_plan_within_the_policy_is_accepted(policy):
         (Policy(max_epsilon=1000.0), ASKED.model_copy(update={"epsilon": None}), "max_epsilon", "epsilon None"),
         (Policy(max_epsilon=1000.0), PrivacyPlan(mechanism="none", epsilon=None), "allow_no_privacy", "trains without noise"),
         (Policy(mechanisms=("update-gaussian",)), ASKED, "mechanisms", "asks for the mechanism dp-sgd"),
+        (Policy(), ASKED.model_copy(update={"clipping_norm": 1e-40}), "clipping_norm", "clipping_norm 1e-40 is not between"),
     ],
 )
 def test_a_plan_beyond_the_policy_is_refused_by_the_limit_it_passes(policy, plan, limit, reason):
@@ -39,6 +40,7 @@ def test_a_plan_that_needs_less_noise_than_the_policys_least_is_refused():
     ("plan", "limit", "reason"),
     [
         (LocalPlan(steps=11, updates=10), "max_steps", "asks for 110 steps, this institution's policy allows 100"),
+        (LocalPlan(steps=1, updates=1, learning_rate=1e38), "learning_rate", "learning_rate 1e.38 is not between"),
         (LocalPlan(steps=1, updates=1, sample_rate=1e-7), "sample_rate", "sample rate 1e-07 cannot be accounted"),
     ],
 )
@@ -46,8 +48,11 @@ def test_a_plan_whose_steps_nobody_can_account_is_refused_at_once(plan, limit, r
     with pytest.raises(PlanRefusedError, match=reason) as refused:
         check_steps(Policy(max_steps=100), plan, noised=True)
     assert refused.value.limit == limit
-    check_steps(Policy(max_steps=100), plan, noised=False)  # without noise nothing is accounted, and one training is short
+
+
+def test_as_many_steps_as_the_policy_allows_are_none_too_many():
     check_steps(Policy(max_steps=100), LocalPlan(steps=10, updates=10, sample_rate=1e-6), noised=True)
+    check_steps(Policy(max_steps=100), LocalPlan(steps=10, updates=11), noised=False)  # without noise nothing is accounted
 
 
 def test_a_training_that_would_last_for_ever_is_refused_without_noise_too():
