@@ -18,6 +18,7 @@ from client_worker.policy import Noised
 from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, bytes_of, epsilon_of, positive
 from operator_console.federation_folder import FederationFolder, named
 from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions
+from operator_console.simulated_cost import simulated_cost
 from shared.codec import Dtype
 from shared.errors import SettingsError, TopologyError
 from shared.plan import Ending, UpdateEncoding
@@ -39,6 +40,9 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     server_momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Beta of the server's momentum.")] = 0.0,
     broadcast: Annotated[Dtype | None, typer.Option(help="How models travel; without it, as the task says.")] = None,
     updates_as: Annotated[UpdateEncoding | None, typer.Option(help="How updates travel; without it, as the task says.")] = None,
+    simulation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An epsilon.json: institutions read in the plan what noise costs.")
+    ] = None,
     stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
@@ -65,6 +69,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         server_momentum=server_momentum,
         broadcast=broadcast,
         updates_as=updates_as,
+        simulated=simulated_cost(simulation, epsilon_of(epsilon)) if simulation else None,
     )
     room = RoomOptions(bytes_of(journal), bytes_of(model_stream), slowest_link)
     text, source = task_text(task)

@@ -10,7 +10,17 @@ from shared.codec import Dtype
 from shared.errors import SettingsError
 from shared.messages import SMALL_BYTES, encode_model
 from shared.parameters import Parameters
-from shared.plan import AggregationPlan, Ending, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule, UpdateEncoding
+from shared.plan import (
+    AggregationPlan,
+    Ending,
+    Limits,
+    LocalPlan,
+    Plan,
+    PrivacyPlan,
+    SimulatedCost,
+    StalenessRule,
+    UpdateEncoding,
+)
 from shared.tasks.spec import TaskSpec
 from simulator.schedule import tenth, updates_in_all
 
@@ -40,6 +50,7 @@ class PlanOptions:
     server_momentum: float = 0.0
     broadcast: Dtype | None = None
     updates_as: UpdateEncoding | None = None
+    simulated: SimulatedCost | None = None
 
     def broadcast_of(self, spec: TaskSpec) -> Dtype:
         """How models travel under a task."""
@@ -133,6 +144,7 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing
         limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds),
         broadcast=options.broadcast_of(spec),
         update_encoding=options.updates_as or spec.transport.updates,
+        simulated=options.simulated,
     )
 
 
