@@ -148,7 +148,7 @@ def _once(institutions: list[str]) -> list[str]:
 
 def _show(federation: FederationFolder, institutions: list[str], *, has_data: bool) -> None:
     folder = federation.path
-    beside = "" if has_data else ", beside its training.csv and with num_examples set in client.toml"
+    beside = "" if has_data else ", beside its training.csv and with num_examples (or count_epsilon) set in client.toml"
     lines = [
         f"The federation is founded, at version 0. Its folder is {folder}:",
         f"  {federation.aggregator_file.relative_to(folder)}, task.toml, run.secret, broker.json   stay with you",
@@ -159,6 +159,7 @@ def _show(federation: FederationFolder, institutions: list[str], *, has_data: bo
         f"  fedqueue status --dir {folder} --watch",
         f"At each institution, in its folder{beside}:",
         "  fedqueue-client --config client.toml --check",
+        "  fedqueue privacy plan --config client.toml",
         "  fedqueue-client --config client.toml",
     ]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -41,8 +41,9 @@ def add(
         admit(federation, desk, newcomer)
     Console().print(
         f"{institution} is a member, incarnation {newcomer.incarnation}.\n"
-        f"Give it {federation.institution(institution)}; with its own data and num_examples in client.toml it then runs\n"
-        "  fedqueue-client --config client.toml --check\n  fedqueue-client --config client.toml",
+        f"Give it {federation.institution(institution)}; with its own data and num_examples (or count_epsilon) in client.toml "
+        "it then runs\n  fedqueue-client --config client.toml --check\n  fedqueue privacy plan --config client.toml\n"
+        "  fedqueue-client --config client.toml",
         highlight=False,
         soft_wrap=True,
     )
