@@ -22,14 +22,14 @@ class OutboxFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_durable = False
 
     def write(self, sequence: int, content: Encoded) -> None:
         """Durable when it returns: written aside buffer by buffer, fsynced, renamed, the folder fsynced."""
         path = self._file(sequence)
         aside = path.with_suffix(_ASIDE)
         try:
-            self._path.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self._path.parent)
+            self._make()
             with aside.open("wb") as file:
                 for buffer in content.buffers:
                     file.write(buffer)
@@ -40,6 +40,13 @@ class OutboxFolder:
         except OSError as error:
             aside.unlink(missing_ok=True)  # what is half written must not keep the disk full
             raise StorageError(f"{path}: {error.strerror}; free space or mend the rights, nothing was sent") from error
+
+    def _make(self) -> None:
+        """The folder itself is on disk once in a process's life: one that died right after making it may not have come so far."""
+        if not self._is_durable:
+            self._path.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self._path.parent)
+            self._is_durable = True
 
     def read(self, sequence: int) -> Encoded:
         """The content where it lies on disk; its hash is taken when it is asked for."""

@@ -57,16 +57,26 @@ def subtract(left: Parameters, right: Parameters) -> dict[str, Array]:
 
 def to_bfloat16(array: Array) -> NDArray[np.uint16]:
     """The upper halves of the bits, rounded to the nearest, ties to even (as torch does); NaN stays NaN."""
-    flat = np.ascontiguousarray(array, dtype=np.float32).ravel()
-    rounded = np.empty(flat.size, dtype=np.uint16)
+    flat = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+    rounded, sums = np.empty(flat.size, dtype=np.uint16), np.empty(BLOCK, dtype=np.uint32)
     for start in range(0, flat.size, BLOCK):
         block = flat[start : start + BLOCK]
-        bits = block.view(np.uint32)
-        upper = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
-        rounded[start : start + BLOCK] = np.where(np.isnan(block), 0x7FC0, upper)
+        bits, upper = block.view(np.uint32), sums[: block.size]
+        np.right_shift(bits, 16, out=upper)
+        np.bitwise_and(upper, 1, out=upper)
+        np.add(upper, 0x7FFF, out=upper)
+        np.add(upper, bits, out=upper)
+        np.right_shift(upper, 16, out=upper)
+        upper[np.isnan(block)] = 0x7FC0
+        rounded[start : start + BLOCK] = upper
     return rounded.reshape(array.shape)
 
 
 def from_bfloat16(upper_halves: NDArray[np.uint16]) -> Array:
     """The float32 values, exactly."""
-    return np.asarray(upper_halves.astype(np.uint32) << 16).view(np.float32)  # numpy gives a scalar for an empty shape
+    flat, bits = upper_halves.reshape(-1), np.empty(upper_halves.size, dtype=np.uint32)
+    for start in range(0, flat.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        block[:] = flat[start : start + BLOCK]
+        np.left_shift(block, 16, out=block)
+    return bits.view(np.float32).reshape(upper_halves.shape)
