@@ -180,8 +180,11 @@ def test_a_standing_is_a_line_of_the_log_with_its_reason(counter):
 
 
 def test_a_standing_that_comes_again_changes_nothing(counter):
-    for state in ("plan_refused", "budget_spent"):
-        counter.send(standing(counter, state=state))
+    counter.send(standing(counter))
+    counter.commit()
+    counter.send(standing(counter))
+    assert counter.federation.pending.empty
+    counter.send(standing(counter, state="budget_spent"))
     counter.commit()
     before = counter.entry()
     counter.send(standing(counter, state="budget_spent"))

@@ -282,6 +282,7 @@ def test_nobody_waits_for_an_institution_that_has_left_the_plan(standing):
         (DP, (SPENT, SPENT, SPENT), "has spent its budget"),
         (DP, (SPENT, SPENT, {"watermark": 20}), "has spent its budget"),
         (DP, (SPENT, SPENT, {"active": False, "removed": True}), "has spent its budget"),
+        (DP, (SPENT, SPENT, {"active": False}), "has spent its budget"),
         (DP, (SPENT, SPENT, REFUSED), "has spent its budget or refuses the plan"),
         (DP, (REFUSED, REFUSED, REFUSED), "refuses the plan"),
         (NO_NOISE, ({"watermark": 20}, {"watermark": 21}, SPENT), "has given its planned updates"),
