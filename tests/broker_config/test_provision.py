@@ -1,6 +1,8 @@
 """Bringing a real broker to the topology, and seeing where it is not."""
 
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -219,3 +221,32 @@ def test_in_a_cluster_every_queue_and_stream_is_on_all_three_nodes_also_of_one_a
             assert len(management.queues()) == 12
     finally:
         cluster.stop(remove=True)
+
+
+def test_a_connection_that_ends_by_itself_while_it_is_closed_is_no_error():
+    """RabbitMQ answers 500 when it ends under its hands, and knows it no more at the next try."""
+    closing: list[int] = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, b'[{"name": "bank-a 1", "user": "bank-a"}]')
+
+        def do_DELETE(self) -> None:
+            closing.append(500 if not closing else 404)
+            self._answer(closing[-1], b"")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_words: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with Management(f"http://127.0.0.1:{server.server_port}", user="admin", password="x", vhost="/") as management:
+            management.close_connections("bank-a")
+        server.shutdown()
+    assert closing == [500, 404]
