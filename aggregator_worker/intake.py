@@ -50,7 +50,7 @@ class Upload:
     def close(self) -> None:
         """Lets go of the file."""
         if self.spool is not None:
-            self.spool.close()
+            _let_go(self.spool)
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +107,7 @@ class Intake:
         try:
             upload.spool = self._new_spool()
             upload.spool.write(upload.body)
+            upload.spool.flush()
         except OSError as error:
             raise self._no_room(error) from error
         upload.body = None
@@ -137,7 +138,7 @@ class Intake:
         try:
             partial.assembly.check()
         except MalformedMessageError:
-            partial.spool.close()
+            _let_go(partial.spool)
             self.surplus += partial.deliveries[:-1]
             raise
         return Upload(partial.assembly.first, partial.deliveries, None, partial.spool)
@@ -152,9 +153,15 @@ class Intake:
     def close(self) -> None:
         """Lets go of the uploads under way; their deliveries return to their queues with the connection."""
         while self._partials:
-            self._partials.popitem()[1].spool.close()
+            _let_go(self._partials.popitem()[1].spool)
 
     def _give_up(self, sender: str) -> None:
         partial = self._partials.pop(sender)
-        partial.spool.close()
+        _let_go(partial.spool)
         self.surplus += partial.deliveries
+
+
+def _let_go(spool: BinaryIO) -> None:
+    """Closes a file, also one that holds what its disk did not take."""
+    with suppress(OSError):
+        spool.close()

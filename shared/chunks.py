@@ -141,6 +141,7 @@ class Assembly:
         if chunk.chunk > self.received or self._size + len(body) > self.first.size:
             raise MalformedMessageError(f"chunk {chunk.chunk} came where {self.received} was expected")
         self._sink.write(body)
+        self._sink.flush()  # a full disk must show while the chunk is not taken yet
         self._digest.update(body)
         self._size += len(body)
         self.received += 1

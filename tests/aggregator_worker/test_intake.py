@@ -9,6 +9,7 @@ from shared.broker import Delivery, Message
 from shared.chunks import split
 from shared.errors import MalformedMessageError, StorageError
 from tests.builders import RUN
+from tests.disks import fill, small_disk
 
 CONTENT = bytes(range(250)) * 4
 
@@ -142,6 +143,16 @@ def test_without_room_on_disk_an_upload_stays_in_its_queue_and_a_person_is_told(
     assert early.body == bytes(100_000)
     with pytest.raises(StorageError, match="free space, the upload is kept in its queue"):
         taken(intake, *deliveries())
+
+
+def test_a_disk_that_is_full_shows_while_the_chunk_is_not_taken_yet_and_nothing_keeps_the_intake_from_closing(tmp_path):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        intake = Intake(disk, max_bytes=200_000)
+        chunks = deliveries(bytes(10_000))
+        fill(disk / "filler")
+        with pytest.raises(StorageError, match="free space, the upload is kept in its queue"):
+            taken(intake, chunks[0])
+        intake.close()
 
 
 @pytest.mark.parametrize(

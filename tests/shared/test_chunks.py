@@ -81,6 +81,9 @@ class OneWay:
 
     written: list[bytes] = field(default_factory=list)
 
+    def flush(self) -> None:
+        return
+
     def write(self, data: bytes) -> None:
         self.written.append(bytes(data))
 
