@@ -1,4 +1,4 @@
-"""`python -m campaigns.privacy_audit_picture RESULT.json OUT.svg`: what an audit showed, against what was accounted."""
+"""`python -m campaigns.privacy_audit_picture RESULT.json OUT.svg`: an audit's result as a picture, and as a table for a page."""
 
 import io
 import json
@@ -34,8 +34,10 @@ def draw(
     result: Annotated[Path, typer.Argument(help="What campaigns.privacy_audit wrote with --json.")],
     out: Annotated[Path, typer.Argument(help="The SVG to write.")],
 ) -> None:
-    """Draws an audit's result."""
-    out.write_text(picture(json.loads(result.read_text())))
+    """Draws an audit's result, and prints its table."""
+    document = json.loads(result.read_text())
+    out.write_text(picture(document))
+    typer.echo(markdown(document), nl=False)
 
 
 def picture(document: Any) -> str:
@@ -87,6 +89,39 @@ def _draw_one(axes: Axes, place: int, finding: Any) -> None:
 def _name(finding: Any) -> str:
     words = "no noise" if finding["plan_epsilon"] is None else f"epsilon {finding['plan_epsilon']:g}"
     return f"{words}\nAUC {finding['auc']:.3f}"
+
+
+def markdown(document: Any) -> str:
+    """The findings as a table of Markdown."""
+    titles = (
+        "accounted",
+        "shown at least",
+        "by one run",
+        "most it could show",
+        "estimate",
+        "AUC",
+        "TPR",
+        "correct guesses",
+        "sigma",
+    )
+    rows = [titles, ("---",) * len(titles), *(_cells(finding) for finding in document["findings"])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cells(finding: Any) -> tuple[str, ...]:
+    alone = finding["epsilon_at_least_by_seed"].values()
+    private = finding["accounted_epsilon"] is not None
+    return (
+        f"{finding['accounted_epsilon']:.3f}" if private else "no noise",
+        f"{finding['epsilon_at_least']:.2f}",
+        f"{min(alone):.2f} to {max(alone):.2f}",
+        f"{finding['epsilon_could_show']:.2f}",
+        f"{finding['gaussian_estimate']:.2f}, at least {finding['gaussian_estimate_at_least']:.2f}" if private else "-",
+        f"{finding['auc']:.3f}",
+        f"{finding['tpr_at_1_percent_fpr']:.3f}",
+        f"{finding['correct']} of {finding['guesses']}",
+        f"{finding['noise_multiplier']:.3f}" if private else "-",
+    )
 
 
 if __name__ == "__main__":

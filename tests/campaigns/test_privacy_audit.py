@@ -25,7 +25,7 @@ from campaigns.one_run_audit import (
 )
 from campaigns.privacy_audit import _epsilon
 from campaigns.privacy_audit_data import Audited, flipped_coins, training_csv
-from campaigns.privacy_audit_picture import picture
+from campaigns.privacy_audit_picture import markdown, picture
 from campaigns.privacy_audit_results import Finding, as_json, judged, verdict
 from campaigns.privacy_audit_run import Run
 from client_worker.data import load_dataset
@@ -317,6 +317,13 @@ def test_the_result_is_written_with_its_seeds_and_drawn(trained: Trained) -> Non
     svg = picture(document)
     assert "epsilon 3" in svg
     assert "no noise" in svg
+
+
+@pytest.mark.parametrize("name", ["privacy-audit", "privacy-audit-sampled"])
+def test_the_page_has_the_tables_of_the_results_that_are_kept(name: str) -> None:
+    document = json.loads((ROOT / "docs" / "pictures" / f"{name}.json").read_text())
+
+    assert markdown(document) in (ROOT / "docs" / "privacy-audit.md").read_text()
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "many", "nan", "1000"])
