@@ -23,7 +23,19 @@ from shared.broker import Delivery, Header, Message
 from shared.chunks import HEADERS, Assembly, head, split
 from shared.compact import Scaled
 from shared.errors import RejectedMessageError
-from shared.messages import BlobName, Claim, Entry, Hello, Location, Manifest, PrivacyStatement, Report, Update, pseudonym
+from shared.messages import (
+    BlobName,
+    Claim,
+    Entry,
+    Hello,
+    Location,
+    Manifest,
+    PrivacyStatement,
+    Report,
+    Standing,
+    Update,
+    pseudonym,
+)
 from shared.plan import AggregationPlan, Limits, Plan, PrivacyPlan
 
 RUN = "ab" * 8
@@ -39,13 +51,13 @@ PLAN = Plan(
     task="fuzz",
     task_hash="0" * 64,
     aggregation=AggregationPlan(buffer_size=2, exact_buffer=True),
-    privacy=PrivacyPlan(mechanism="none", epsilon=None),
+    privacy=PrivacyPlan(),
     limits=Limits(update_bytes=MAX_BYTES, chunk_bytes=1024),
 )
 MODEL = {"bias": np.zeros(3, np.float32), "weight": np.zeros((40, 20), np.float32)}
 STRANGE: Sequence[Any] = (
     None, True, -1, 0, 1, 2, 63, 65, 2**31, 2**63, 2**64 - 1, 0.5, -0.0, math.nan, math.inf, "", "x", "bank-b", "\x00", "ä" * 300,
-    "a" * 64, "f" * 64, b"", b"\xff", [], [1], {}, {"mechanism": "none"}, {"a": {}}, "dp-sgd", "0x1.8p+0", "update",
+    "a" * 64, "f" * 64, b"", b"\xff", [], [1], {}, {"mechanism": "none"}, {"a": {}}, "dp-sgd", "0x1.8p+0", "update", PLAN.hash,
 )  # fmt: skip
 HEADER_VALUES: Sequence[Header] = tuple(value for value in STRANGE if isinstance(value, int | str))
 
@@ -81,12 +93,25 @@ UPDATE = Update(
     base_hash=RECORD.manifest.model.hash,
     plan_hash=PLAN.hash,
     num_examples=100,
-    privacy=PrivacyStatement(mechanism="none"),
+    privacy=PrivacyStatement(
+        mechanism="dp-sgd",
+        unit="record",
+        clipping_norm=PLAN.privacy.clipping_norm,
+        noise_multiplier=1.0,
+        sample_rate=PLAN.local.sample_rate,
+        steps=PLAN.local.steps,
+        epsilon_spent=0.5,
+        target_delta=PLAN.privacy.target_delta,
+    ),
 )
 HELLO = Hello(run_id=RUN, institution=NAME, incarnation=1, head_sequence=0, head_hash="", nonce="12" * 8, num_examples=100)
 REPORT = Report(
     run_id=RUN, institution=NAME, incarnation=1, version=0, model_hash=UPDATE.base_hash, metrics={"auc": 0.5}, epsilon=0.1
 )
+STANDING = Standing(
+    run_id=RUN, institution=NAME, incarnation=1, plan_hash="e" * 64, state="plan_refused", limit="max_epsilon", reason="fuzz"
+)
+"""Of another plan: who has left the plan in force gets no other update as far as the checks of its content."""
 CONTENT = messages.encode("update", UPDATE, {name: array + 1 for name, array in MODEL.items()})
 COMPACT = messages.encode(
     "update",
@@ -165,16 +190,17 @@ def _disturbed(data: bytes) -> Iterator[Message]:
 
 
 class Admission:
-    """Updates, hellos and reports whose fields and tensors were altered, in envelopes that fit, through the desk."""
+    """Updates, hellos, reports and standings whose fields and tensors were altered, in envelopes that fit, through the desk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._left = 0
+        self._desk = self._open()
 
     def __call__(self, data: bytes) -> None:
         """One message of an institution."""
         if self._left == 0:
-            self._open()
+            self._desk.close()
+            self._desk = self._open()
         self._left -= 1
         for message in split(_altered(data), kind=_kind(data), run_id=RUN, identity=_identity(data), chunk_bytes=1024):
             self._institution.publish(update_queue(NAME), message)
@@ -185,20 +211,23 @@ class Admission:
         self._desk.tidy(orphan_seconds=60.0)
         self._desk.due()
 
-    def _open(self) -> None:
+    def _open(self) -> Desk:
         rabbit = MemoryRabbit(topology((NAME, "bank-b")))
         self._institution, self._leader, self._left = rabbit.connect(NAME), rabbit.connect("aggregator"), INPUTS_PER_DESK
         self._leader.consume(update_queue(NAME), prefetch=10**6)
         known, _ = lineage.fold_claim(lineage.Lineage(), Claim(run_id=RUN, epoch=1, claimant="fuzz", after=-1))
         known, _ = lineage.fold(known, RECORD)
         intake = Intake(self._folder, max_bytes=MAX_BYTES)
-        self._desk = Desk(
-            self._leader, Federation(known, ServerState.of(PLAN, MODEL)), intake, lambda name: pseudonym(SECRET, name)
-        )
+        federation = Federation(known, ServerState.of(PLAN, MODEL))
+        return Desk(self._leader, federation, intake, lambda name: pseudonym(SECRET, name))
+
+    def close(self) -> None:
+        """Lets go of the files in which uploads wait."""
+        self._desk.close()
 
 
 def _kind(data: bytes) -> str:
-    return ("update", "update", "hello", "report")[data[0] % 4] if data else "update"
+    return ("update", "update", "update", "update", "hello", "report", "standing", "hello")[data[0] % 8] if data else "update"
 
 
 def _identity(data: bytes) -> str:
@@ -208,17 +237,19 @@ def _identity(data: bytes) -> str:
 def _altered(data: bytes) -> bytes:
     """The content: fields replaced by strange values, tensors of other shapes and numbers."""
     kind = _kind(data)
-    fields = {"update": UPDATE, "hello": HELLO, "report": REPORT}[kind].model_dump()
+    fields: dict[str, Any] = {"update": UPDATE, "hello": HELLO, "report": REPORT, "standing": STANDING}[kind].model_dump()
     fields |= {"sequence": data[1] % 8} if kind == "update" and len(data) > 1 else {}
-    names = list(fields)
+    privacy = fields.get("privacy", {})
+    places = [(part, name) for part in (fields, privacy) for name in part]
     for at in range(2, min(len(data) - 1, 8), 2):
-        if data[at] < 2 * len(names):
-            fields[names[data[at] % len(names)]] = STRANGE[data[at + 1] % len(STRANGE)]
+        if data[at] < 2 * len(places):
+            part, name = places[data[at] % len(places)]
+            part[name] = STRANGE[data[at + 1] % len(STRANGE)]
     return codec.encode(kind, fields, _tensors(data[8:]) if kind == "update" else None)
 
 
 def _tensors(data: bytes) -> dict[str, Any]:
-    tensors: dict[str, Any] = {name: array.copy() for name, array in MODEL.items()}
+    tensors: dict[str, Any] = {name: array + 1 for name, array in MODEL.items()}
     for at in range(0, len(data) - 1, 2):
         name, value = ("bias", "weight")[data[at] % 2], data[at + 1]
         match data[at] // 2 % 6:

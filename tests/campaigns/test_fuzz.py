@@ -17,7 +17,9 @@ quickly = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
-    return fuzz_targets.targets(tmp_path_factory.mktemp("spools"))
+    found = fuzz_targets.targets(tmp_path_factory.mktemp("spools"))
+    yield found
+    found["admission"].close()
 
 
 @pytest.mark.parametrize("name", ["decoding", "reassembly", "admission"])
