@@ -89,6 +89,8 @@ class Released:
         """What its own statement says that it cost."""
         stated = self.privacy
         assert stated.noise_multiplier is not None
+        if stated.mechanism == "update-gaussian":  # noise once on the whole, whatever the steps
+            return Charge(stated.noise_multiplier, 1.0, 1)
         assert stated.sample_rate is not None
         return Charge(stated.noise_multiplier, stated.sample_rate, stated.steps)
 

@@ -204,11 +204,11 @@ def test_a_ledger_is_refused_though_what_it_forgot_is_still_in_its_queue(broker_
     assert len({*contents.values()}) == len(contents)
 
 
-STRICT = Policy(max_epsilon=2.0, min_noise_multiplier=0.5, mechanisms=("dp-sgd",))
+STRICT = Policy(max_epsilon=2.0, min_noise_multiplier=5.0, mechanisms=("dp-sgd",))
 REFUSED = {
     "max_epsilon": a_plan(privacy=PrivacyPlan(epsilon=1e9)),
     "max_target_delta": a_plan(privacy=PrivacyPlan(epsilon=2.0, target_delta=0.9)),
-    "min_noise_multiplier": a_plan(privacy=PrivacyPlan(epsilon=2.0), local=LocalPlan(updates=1, steps=1, sample_rate=1e-4)),
+    "min_noise_multiplier": a_plan(privacy=NOISED, local=LocalPlan(updates=1, steps=1, sample_rate=1.0)),
     "mechanisms": a_plan(privacy=PrivacyPlan(mechanism="update-gaussian", epsilon=2.0), local=ALL_ROWS),
     "allow_no_privacy": a_plan(),
 }
