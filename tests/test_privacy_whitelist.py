@@ -185,7 +185,7 @@ def test_no_value_of_a_row_leaves(published):
         assert struct.pack(">d", value) not in left
 
 
-def test_no_name_of_a_file_column_host_or_user_leaves_nor_what_the_rows_hash_to(published):
+def test_no_name_of_a_file_column_or_host_leaves_nor_what_the_rows_hash_to(published):
     left = everything(published)
     digest = hashlib.sha256((published.folder / TRAINING_FILE).read_bytes()).hexdigest()
     assert published.data.fingerprint == digest
