@@ -76,6 +76,13 @@ def test_the_closed_form_keeps_the_promise_that_a_gaussian_of_that_epsilon_makes
     assert epsilon == 0 or delta(epsilon - 1e-5) > DELTA
 
 
+@pytest.mark.parametrize(("noise", "steps", "published"), [(10.0, 50, 2.943225), (5.0, 20, 3.848610), (1.0, 1, 4.377178)])
+def test_privacy_loss_distributions_round_up_and_by_little(noise: float, steps: int, published: float) -> None:
+    nearly_all = Charge(noise, 1.0 - 1e-12, steps)  # a sample of rows, so that the closed form does not apply
+
+    assert published - 1e-6 <= epsilon_after([nearly_all], DELTA) <= published + 1e-3
+
+
 def test_so_small_an_effect_that_the_target_delta_covers_it_costs_no_epsilon() -> None:
     assert epsilon_after([Charge(1e6, 1.0, 1)], DELTA) == 0.0
 
