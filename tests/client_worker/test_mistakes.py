@@ -187,6 +187,17 @@ def test_each_row_is_in_each_sample_with_the_charged_rate_independently_of_all_e
     assert abs((drawn[1:, 0] * drawn[:-1, 0]).mean() - rate**2) < both
 
 
+@pytest.mark.parametrize("mechanism", ["dp-sgd", "none"])
+def test_a_training_draws_at_the_rate_that_is_charged(mechanism: str) -> None:
+    plan = a_plan(privacy=PrivacyPlan(mechanism=mechanism), local=LocalPlan(steps=200, sample_rate=0.1))
+    source = KnownNoise()
+
+    trained(rows(50, 2), local_training(plan, None if mechanism == "none" else 1.0, 50), source)
+
+    # 10,000 chances of 0.1; five standard deviations
+    assert sum(source.samples) == pytest.approx(10_000 * charge_of(plan, 1.0).sample_rate, abs=5 * (10_000 * 0.1 * 0.9) ** 0.5)
+
+
 # Nothing that can be guessed has a say.
 
 

@@ -105,10 +105,12 @@ def own_batch_norm(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 4), OwnBatchNorm(4, track_running_stats=False), nn.Linear(4, outputs))
 
 
-def zero_last(inputs: int, outputs: int) -> nn.Module:
-    """Mixes rows behind a last layer of zeros, through which no gradient comes at first."""
-    model = nn.Sequential(Centred(inputs, 4), nn.Linear(4, outputs))
-    nn.init.zeros_(model[1].weight)
+def zeros_behind(inputs: int, outputs: int) -> nn.Module:
+    """Mixes rows before two layers of zeros, through which neither an output nor a gradient shows it at first."""
+    model = nn.Sequential(Centred(inputs, 4), nn.Linear(4, 4), nn.Linear(4, outputs))
+    for layer in (model[1], model[2]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
     return model
 
 
@@ -122,7 +124,7 @@ def zero_last(inputs: int, outputs: int) -> nn.Module:
         ("transformer", r"the layer '1.self_attn' \(MultiheadAttention\) .*use opacus.layers.DPMultiheadAttention"),
         ("Centred", r"rows are mixed; build it of Linear"),
         ("Levelled", r"rows are mixed; build it of Linear"),
-        ("zero_last", r"rows are mixed; build it of Linear"),
+        ("zeros_behind", r"rows are mixed; build it of Linear"),
         ("Careless", r"parameter 'forgotten.weight' has no part in its output; remove or freeze it"),
         ("dropout", r"draws random numbers while it trains; with DP-SGD, remove the dropout"),
         ("batch_norm", r"the layer '1' \(BatchNorm1d\) mixes rows; use torch.nn.GroupNorm"),
