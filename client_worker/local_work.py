@@ -14,7 +14,7 @@ from client_worker.ledger import Ledger, Reservation
 from client_worker.ledger_rows import Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
 from client_worker.pacing import wait_seconds
-from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps
+from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps, check_target_delta
 from shared import messages
 from shared.codec import Encoded
 from shared.errors import PrivacyBudgetExhaustedError, SettingsError
@@ -72,6 +72,7 @@ def allowed_noise(plan: Plan, policy: Policy, data: LocalData) -> float | None:
     check_steps(policy, plan.local, noised=noised)
     if not noised:
         return None
+    check_target_delta(plan.privacy, data.num_examples)
     try:
         sigma = data.noise_multiplier(plan)
     except SettingsError as error:

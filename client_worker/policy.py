@@ -105,6 +105,15 @@ def check_steps(policy: Policy, plan: LocalPlan, *, noised: bool) -> None:
         )
 
 
+def check_target_delta(plan: PrivacyPlan, num_examples: int) -> None:
+    """Raises PlanRefusedError where one could publish a whole record and keep to the plan (Dwork & Roth 2014, section 2.3)."""
+    if plan.mechanism == "dp-sgd" and plan.target_delta * num_examples >= 1.0:
+        raise PlanRefusedError(
+            "target_delta",
+            f"target delta {plan.target_delta:g} is not below one over the {num_examples} examples here; it protects nobody",
+        )
+
+
 def _require_scale(name: str, value: float) -> None:
     if not LEAST_SCALE <= value <= MOST_SCALE:
         raise PlanRefusedError(name, f"the plan's {name} {value:g} is not between {LEAST_SCALE:g} and {MOST_SCALE:g}")

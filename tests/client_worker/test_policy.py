@@ -1,6 +1,14 @@
 import pytest
 
-from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps, require_task
+from client_worker.policy import (
+    PlanRefusedError,
+    Policy,
+    check_noise,
+    check_privacy,
+    check_steps,
+    check_target_delta,
+    require_task,
+)
 from shared.errors import SettingsError
 from shared.plan import LocalPlan, PrivacyPlan
 from tests.builders import a_plan
@@ -58,6 +66,14 @@ def test_as_many_steps_as_the_policy_allows_are_none_too_many():
 def test_a_training_that_would_last_for_ever_is_refused_without_noise_too():
     with pytest.raises(PlanRefusedError, match="asks for 101 steps"):
         check_steps(Policy(max_steps=100), LocalPlan(steps=101, updates=1), noised=False)
+
+
+def test_a_target_delta_of_one_over_the_number_of_examples_protects_nobody():
+    check_target_delta(ASKED, 99_999)
+    with pytest.raises(PlanRefusedError, match="1e-05 is not below one over the 100000 examples") as refused:
+        check_target_delta(ASKED, 100_000)
+    assert refused.value.limit == "target_delta"
+    check_target_delta(PrivacyPlan(mechanism="update-gaussian"), 100_000)  # it protects one institution, not one of many
 
 
 def test_no_noise_needs_the_whole_sentence():
