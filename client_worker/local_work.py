@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -65,7 +66,16 @@ class LocalData:
     units: int = 0
 
 
-def allowed_noise(plan: Plan, policy: Policy, data: LocalData) -> float | None:
+class Figures(Protocol):
+    """What judging a plan needs to know of an institution's data."""
+
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def noise_multiplier(self) -> Callable[[Plan], float]: ...
+
+
+def allowed_noise(plan: Plan, policy: Policy, data: Figures) -> float | None:
     """The noise multiplier that the plan needs here, None without noise. Raises PlanRefusedError where the policy forbids it."""
     check_privacy(policy, plan.privacy)
     noised = plan.privacy.mechanism != "none"

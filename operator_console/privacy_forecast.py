@@ -1,14 +1,17 @@
 """What a plan will spend at one institution, update by update, before the first training: figures from figures, no data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.table import Table
 
 from client_worker.ledger_rows import Totals
+from client_worker.local_work import allowed_noise
 from client_worker.mechanism import charge_of, statement_of
-from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy
+from client_worker.policy import PlanRefusedError, Policy, check_steps
 from client_worker.privacy import epsilon_after, epsilon_if_replaced, planned_noise_multiplier
+from shared.errors import SettingsError
 from shared.messages import Unit
 from shared.noise import noise_std
 from shared.plan import Plan
@@ -23,11 +26,18 @@ PROTECTED: Mapping[Unit, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Figures:
+    num_examples: int
+    noise_multiplier: Callable[[Plan], float]
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What `fedqueue privacy plan` tells.
 
-    `noise_multiplier` is None for a plan without noise. `spent` is epsilon until now, after `done` trainings; `after` is epsilon
-    after each that is shown of those to come. `replaced` is epsilon of the whole plan where a unit is replaced, not added.
+    `noise_multiplier` is None for a plan without noise, and for one whose noise cannot be computed. `spent` is epsilon until now,
+    after `done` trainings; `after` is epsilon after each that is shown of those to come. `replaced` is epsilon of the whole plan
+    where a unit is replaced, not added.
     """
 
     plan: Plan
@@ -45,10 +55,9 @@ class Forecast:
 def forecast(
     plan: Plan, policy: Policy, totals: Totals, *, unit: Unit, num_examples: int | None, count_epsilon: float | None
 ) -> Forecast:
-    """The plan's course from what the ledger adds up to now. Raises SettingsError where no noise keeps within its epsilon."""
-    noise = None
-    if plan.privacy.mechanism != "none":
-        noise = planned_noise_multiplier(plan, set_aside=count_epsilon or 0.0)
+    """The plan's course from what the ledger adds up to now."""
+    figures = _Figures(num_examples or 0, partial(planned_noise_multiplier, set_aside=count_epsilon or 0.0))
+    noise, refused = _judged(plan, policy, figures)
     begun = totals.set_aside if totals.counted is not None else totals.set_aside + (count_epsilon or 0.0)
     target_delta, done = plan.privacy.target_delta, totals.reservations
     return Forecast(
@@ -57,7 +66,7 @@ def forecast(
         unit="institution" if plan.privacy.mechanism == "update-gaussian" else unit,
         noise_multiplier=noise,
         noise_std=None if noise is None or num_examples is None else _std(plan, noise, num_examples=num_examples, unit=unit),
-        refused=_refusal(plan, policy, noise),
+        refused=refused,
         done=done,
         spent=totals.set_aside + epsilon_after(totals.charges, target_delta),
         after=()
@@ -80,14 +89,19 @@ def shown(first: int, last: int) -> Sequence[int]:
     return sorted({first + round(step * (count - 1) / (ROWS - 1)) for step in range(ROWS)})
 
 
-def _refusal(plan: Plan, policy: Policy, noise_multiplier: float | None) -> PlanRefusedError | None:
+def _judged(plan: Plan, policy: Policy, figures: _Figures) -> tuple[float | None, PlanRefusedError | None]:
+    """The noise as the worker would compute it, and its refusal. A refused plan is shown too, where it can be accounted."""
     try:
-        check_privacy(policy, plan.privacy)
-        if noise_multiplier is not None:
-            check_noise(policy, noise_multiplier)
+        return allowed_noise(plan, policy, figures), None
     except PlanRefusedError as error:
-        return error
-    return None
+        refused = error
+    if plan.privacy.mechanism == "none":
+        return None, refused
+    try:
+        check_steps(policy, plan.local, noised=True)
+        return figures.noise_multiplier(plan), refused
+    except SettingsError:
+        return None, refused
 
 
 def _std(plan: Plan, noise_multiplier: float, *, num_examples: int, unit: Unit) -> float | None:
@@ -99,7 +113,7 @@ def facts_table(told: Forecast) -> Table:
     plan, policy, privacy = told.plan, told.policy, told.plan.privacy
     table = Table("privacy plan", f"{plan.task}, plan {plan.hash[:12]}", "the policy allows")
     table.add_row(
-        "mechanism", privacy.mechanism, ", ".join(policy.mechanisms) if told.noise_multiplier else policy.allow_no_privacy
+        "mechanism", privacy.mechanism, ", ".join(policy.mechanisms) if privacy.mechanism != "none" else policy.allow_no_privacy
     )
     if told.noise_multiplier is not None:
         table.add_row("protected", f"{PROTECTED[told.unit]}, added or removed", "")

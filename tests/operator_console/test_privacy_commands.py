@@ -110,13 +110,30 @@ def test_the_whole_plan_for_a_replaced_record_costs_more():
         (Policy(max_target_delta=1e-6), "max_target_delta"),
         (Policy(min_noise_multiplier=7.0), "min_noise_multiplier"),
         (Policy(mechanisms=("update-gaussian",)), "mechanisms"),
+        (Policy(max_target_delta=0.1), "target_delta"),
     ],
 )
 def test_a_plan_that_the_policy_refuses_is_still_shown_with_the_limit(policy, limit):
-    found = told(policy=policy)
+    found = told(policy=policy, num_examples=100_000 if limit == "target_delta" else 1000)
     assert found.refused is not None
     assert found.refused.limit == limit
     assert len(found.after) == 20
+
+
+@pytest.mark.parametrize(
+    ("privacy", "local", "limit"),
+    [
+        (PrivacyPlan(epsilon=3.0), LocalPlan(steps=10**9), "max_steps"),
+        (PrivacyPlan(epsilon=3.0), LocalPlan(sample_rate=1e-300), "sample_rate"),
+        (PrivacyPlan(epsilon=1e-5, target_delta=1e-12), LocalPlan(updates=1000, steps=100, sample_rate=1.0), "epsilon"),
+    ],
+    ids=["steps", "sample rate", "epsilon"],
+)
+def test_a_plan_that_cannot_be_accounted_is_refused_and_not_computed(privacy, local, limit):
+    found = told(a_plan(privacy=privacy, local=local))
+    assert found.refused is not None
+    assert (found.refused.limit, found.noise_multiplier, found.after) == (limit, None, ())
+    assert "dp-sgd" in text(facts_table(found))
 
 
 def test_a_plan_without_noise_has_no_course():
