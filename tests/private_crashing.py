@@ -83,10 +83,10 @@ def live_and_die_again(broker: ConnectionSettings, folder: Path, kills: Sequence
                 traceback.print_exc()
             os._exit(1)
         _, status = os.waitpid(child, 0)
+        shutil.copytree(folder / "bank" / "state", folder / "after" / f"{number:03}" / "state")
+        shutil.copy(folder / "record", folder / "after" / f"{number:03}")
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
             raise SystemExit(f"life {number} was to end at {kill}, it ended with {os.waitstatus_to_exitcode(status)}")
-        shutil.copytree(folder / "bank" / "state", folder / "after" / str(number) / "state")
-        shutil.copy(folder / "record", folder / "after" / str(number))
 
 
 def take_part(config: Path, record: Path, points: Points) -> None:

@@ -85,9 +85,9 @@ def kill_again_and_again(server, folder: Path, kills: list[KillAt]) -> list[tupl
     watch = Watch(server.connect("operator"))
     with Leader(server, folder / "aggregator"):
         process = started(live_and_die_again, server.logins.settings("bank-a"), folder, kills)
-        process.join(60 + 10 * len(kills))
-        assert process.exitcode == 0
-        counted = [require_everything_charged(folder / "after" / str(number)) for number in range(len(kills))]
+        watch.until(lambda: not process.is_alive(), 60 + 10 * len(kills))
+        counted = [require_everything_charged(each) for each in sorted((folder / "after").iterdir())]
+        assert (process.exitcode, len(counted)) == (0, len(kills))
         assert watch.until(lambda: watch.entry("bank-a").watermark >= counted[-1][1])
     require_each_once(watch)
     by_number = {each.sequence: each.hash for each in RecordFile(folder / "record").updates()}

@@ -177,9 +177,13 @@ def test_a_ledger_that_was_put_back_or_deleted_is_refused_and_the_right_one_goes
     assert len({*contents.values()}) == len(contents)
 
 
-def test_a_ledger_is_refused_though_what_it_forgot_is_still_in_its_queue(broker_server, tmp_path, stack):
+WAITS = {"buffer_size": 3, "exact_buffer": True, "max_wait_seconds": 0.3}
+
+
+@pytest.mark.parametrize("aggregation", [{}, WAITS], ids=["at once", "in a buffer that waits"])
+def test_a_ledger_is_refused_though_what_it_forgot_is_still_in_its_queue(broker_server, tmp_path, stack, aggregation):
     """The queue is in order: the aggregator meets the forgotten update before the hello of the ledger that forgot it."""
-    plan = a_plan(privacy=NOISED, local=ALL_ROWS)
+    plan = a_plan(aggregation, privacy=NOISED, local=ALL_ROWS)
     begin(broker_server, plan)
     watch, bank = Watch(broker_server.connect("operator")), Bank(broker_server, tmp_path, plan)
     with Leader(broker_server, tmp_path / "aggregator"):
