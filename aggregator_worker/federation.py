@@ -252,6 +252,9 @@ def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
+REFUSES = "refuses the plan"
+
+
 def ending_reached(plan: Plan, table: Mapping[str, Entry], plan_hash: str) -> str | None:
     """Why the run is over, or None while it is not. Nobody waits for an institution that has left the plan."""
     if plan.ending.updates is None:
@@ -263,14 +266,16 @@ def ending_reached(plan: Plan, table: Mapping[str, Entry], plan_hash: str) -> st
         return f"{total} updates are aggregated"
     reasons = {_gives_no_more(entry, plan, plan_hash) for entry in members if entry.active}
     told = sorted(reason for reason in reasons if reason is not None)
-    return f"every institution {' or '.join(told)}" if told and None not in reasons else None
+    # where all refuse, nothing was begun yet, and policies can be corrected; a finished run cannot be taken up again
+    over = told and None not in reasons and told != [REFUSES]
+    return f"every institution {' or '.join(told)}" if over else None
 
 
 def _gives_no_more(entry: Entry, plan: Plan, plan_hash: str) -> str | None:
     """Why no update will come of an institution, or None while one may."""
     standing = standing_under(entry, plan_hash)
     if standing == "plan_refused":
-        return "refuses the plan"
+        return REFUSES
     if standing is None and entry.watermark < plan.local.updates:
         return None
     return "has given its planned updates" if plan.privacy.mechanism == "none" else "has spent its budget"
