@@ -31,12 +31,16 @@ class SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
 
         Opacus would turn it into a NaN of the whole sum, and an update that never comes would tell that the record is there.
         """
-        # One pass and no copy: a sum is finite unless one of its terms is not, but for an overflow, which the mask sorts out.
-        if not all(bool(samples.sum().isfinite()) for samples in self.grad_samples):
-            finite = torch.stack([samples.flatten(1).isfinite().all(1) for samples in self.grad_samples]).all(0)
-            for parameter in self.params:
-                parameter.grad_sample[~finite] = 0.0
-            log.warning("a gradient is not finite and counts as zero; the learning rate may be too high")
+        before = [None if p.summed_grad is None else p.summed_grad.clone() for p in self.params]
+        super().clip_and_accumulate()
+        if all(bool(p.summed_grad.isfinite().all()) for p in self.params):
+            return
+        log.warning("a gradient is not finite and counts as zero; the learning rate may be too high")
+        finite = torch.stack([samples.flatten(1).isfinite().all(1) for samples in self.grad_samples]).all(0)
+        for parameter, earlier in zip(self.params, before, strict=True):
+            parameter.summed_grad = earlier
+            parameter.grad_sample = parameter.grad_sample.clone()  # opacus takes no gradient twice, and marks what it took
+            parameter.grad_sample[~finite] = 0.0
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:

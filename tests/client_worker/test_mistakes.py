@@ -128,6 +128,15 @@ def test_a_record_whose_gradient_is_no_number_neither_stops_the_update_nor_moves
     np.testing.assert_array_equal(with_it, without)
 
 
+def test_a_gradient_that_is_no_number_spoils_no_other_piece_of_its_sample() -> None:
+    data = rows(9, 3)
+    spoilt = with_record(with_record(data, float("inf")), 0.5)
+
+    pieces = a_step(spoilt, rows_at_once=4)
+
+    np.testing.assert_allclose(pieces, a_step(with_record(data, 0.5)), atol=1e-7)
+
+
 # Every step is noised and counted once, whatever it drew and however it was computed.
 
 
