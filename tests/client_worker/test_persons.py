@@ -1,15 +1,21 @@
 """Where the task names a column of persons, the unit of privacy is a person with all its rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from client_worker.local_data import open_data
 from client_worker.noisy_sgd import NoisySgd
 from client_worker.randomness import SecureRandom
 from client_worker.sampling import Sample, Sampler
+from client_worker.settings import ClientSettings
 from client_worker.training import LocalTrainer
+from shared.settings import load
 from shared.tasks.features import Dataset
 from shared.tasks.models import build_model
+from tests.client_worker.test_cli import SETTINGS, TASK
 from tests.client_worker.trainings import KEY, PERCEPTRON, KnownNoise, flat, local, positives, rows, task, zeros
 
 CPU = torch.device("cpu")
@@ -142,3 +148,17 @@ def test_one_row_each_with_persons_is_training_by_records() -> None:
     by_records = flat(plain.local_update(zeros(task(3)), data, local(12, **settings)))
 
     np.testing.assert_allclose(trained(of_persons(data, list(range(12))), 12, **settings), by_records, atol=1e-6)
+
+
+def test_an_institution_whose_task_names_persons_states_them_as_its_unit(tmp_path: Path) -> None:
+    for name, text in {
+        "task.toml": TASK.replace('kind = "binary"', 'kind = "binary"\nperson = "id"'),
+        "training.csv": "a,id,y\n10,x,1\n0,y,0\n3,x,1\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+
+    data = open_data(load(ClientSettings, SETTINGS, path=tmp_path / "client.toml"))
+
+    assert (data.unit, data.units) == ("person", 2)
+    delta = data.train({"weight": np.zeros((1, 1)), "bias": np.zeros(1)}, local(2, noise_multiplier=1.0), lambda: False)
+    assert np.isfinite(flat(delta)).all()
