@@ -9,6 +9,7 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.server_state import ServerState
 from shared import codec, lineage, messages
 from shared.chunks import split
+from shared.compact import Delta
 from shared.lineage import Lineage
 from shared.messages import (
     BlobName,
@@ -176,7 +177,7 @@ def a_federation(model: Parameters, plan: Plan | None = None, table: Mapping[str
     return Federation(folded(a_claim(1), zero), ServerState.of(plan, model))
 
 
-def as_messages(body: Update | Hello | Standing, delta: Parameters | None = None, *, chunk_bytes: int = 2**20) -> list[Any]:
+def as_messages(body: Update | Hello | Standing, delta: Delta | None = None, *, chunk_bytes: int = 2**20) -> list[Any]:
     """An institution's message as its worker publishes it."""
     kind = type(body).__name__.lower()
     content = messages.encode(kind, body, delta)

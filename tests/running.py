@@ -24,7 +24,7 @@ from client_worker.policy import Policy
 from shared import messages, parameters
 from shared.broker import Broker, Message
 from shared.chunks import split
-from shared.compact import widened
+from shared.compact import Scaled, widened
 from shared.messages import BlobName, Entry, Location, ManifestRecord, Operation, Settlement, Update
 from shared.noise import noise_std
 from shared.parameters import Parameters
@@ -254,6 +254,12 @@ class Hand:
         for message in as_messages(update, self.deltas[sequence], chunk_bytes=chunk_bytes):
             self.publish(message)
         return update
+
+    def send_scaled(self, base: ManifestRecord, sequence: int, tensor: Scaled) -> None:
+        """Publishes an update whose numbers have a scale, in one message."""
+        update = an_update(self.institution, sequence, base=base, num_examples=EXAMPLES[self.institution])
+        (message,) = as_messages(update, {"w": tensor})
+        self.publish(message)
 
     def publish(self, message: Message) -> None:
         """Publishes anything on its own update queue."""

@@ -17,6 +17,7 @@ from operator_console.journal import JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError, show, verify
 from operator_console.replay_command import choose_start, lines, rebuilt, replay
 from shared import messages
+from shared.compact import Scaled
 from shared.errors import SettingsError
 from shared.messages import Settlement
 from tests.builders import NAMES, a_plan, an_update, array, as_messages, name_of
@@ -31,6 +32,7 @@ LIMITS = Limits(
     dead_letter_bytes=16 * MIB,
     journal_stream_bytes=16 * MIB,
 )
+STEP = float(np.float32(0.1))
 BY_PSEUDONYM = {name_of(name): name for name in NAMES}
 
 
@@ -92,6 +94,21 @@ def test_so_it_is_under_every_kind_of_state(tmp_path, momentum, broadcast):
     rabbit = MemoryRabbit(topology(NAMES, LIMITS))
     run(rabbit, tmp_path, a_plan({"server_momentum": momentum}, broadcast=broadcast), *ROUNDS)
     assert replayed(rabbit).replay.folded == 4
+
+
+def test_updates_of_one_and_two_bytes_a_number_are_folded_and_rebuilt_to_the_bit(journalled, tmp_path):
+    # 100, 300 and 600 examples: weights 0.1 and 0.3. The model is 0.1 x (12.7, -0.3, 0) + 0.3 x (1, 0.5, -2)
+    begin(journalled, a_plan())
+    watch = Watch(journalled.connect("operator"))
+    tensors = {"bank-a": Scaled(np.array([127, -3, 0], np.int8), STEP), "bank-b": Scaled(np.array([1, 0.5, -2], np.float16), 1.0)}
+    with Leader(journalled, tmp_path):
+        for version, (name, tensor) in enumerate(tensors.items(), start=1):
+            Hand(journalled, name).send_scaled(watch.head, 1, tensor)
+            assert watch.until(lambda version=version: watch.head.manifest.version == version)
+    result = replayed(journalled)
+    assert (result.version, result.replay.folded, result.replay.off_rule) == (2, 2, 0)
+    assert result.replay.state.model["w"] == pytest.approx(array(1.57, 0.12, -0.6))
+    assert watch.model()["w"].tobytes() == result.replay.state.model["w"].tobytes()
 
 
 def test_without_an_institution_the_others_keep_their_weights(journalled, tmp_path):
