@@ -32,19 +32,18 @@ MAX_EPSILON, MAX_TARGET_DELTA = 2.0, 1e-5
 POLICY = f"[policy]\nmax_epsilon = {MAX_EPSILON}\nmax_target_delta = {MAX_TARGET_DELTA}\nmin_noise_multiplier = 2.5"
 TWO = {"updates": 2, "steps": 2}
 REFUSED = {
-    "a huge epsilon": private_plan({"epsilon": 1e9}, local=TWO),
-    "no epsilon": private_plan({"epsilon": None}, local=TWO),
-    "an epsilon that nothing keeps": private_plan({"epsilon": 1e-12}, local=TWO),
-    "a target delta of 0.9": private_plan({"target_delta": 0.9}, local=TWO),
-    "a target delta that nothing keeps": private_plan({"target_delta": 1e-300}, local={**TWO, "sample_rate": 0.5}),
-    "no noise": private_plan({"mechanism": "none", "epsilon": None}, local=TWO),
-    "a sample that hardly anybody is in": private_plan(local={**TWO, "sample_rate": 1e-300}),
-    "less noise than the least": private_plan(local={"updates": 1, "steps": 1}),
-    "steps for years": private_plan(local={"updates": 2, "steps": 10**9}),
-    "updates without end": private_plan(local={"updates": 2**63}),
-    "a clipping norm below float32": private_plan({"clipping_norm": 1e-45}, local=TWO),
-    "a clipping norm above float32": private_plan({"clipping_norm": 1e38}, local=TWO),
-    "a learning rate above float32": private_plan(local={**TWO, "learning_rate": 1e38}),
+    "a huge epsilon": ("max_epsilon", private_plan({"epsilon": 1e9}, local=TWO)),
+    "no epsilon": ("max_epsilon", private_plan({"epsilon": None}, local=TWO)),
+    "an epsilon that nothing keeps": ("epsilon", private_plan({"epsilon": 1e-12}, local=TWO)),
+    "a target delta of 0.9": ("max_target_delta", private_plan({"target_delta": 0.9}, local=TWO)),
+    "no noise": ("allow_no_privacy", private_plan({"mechanism": "none", "epsilon": None}, local=TWO)),
+    "a sample that hardly anybody is in": ("sample_rate", private_plan(local={**TWO, "sample_rate": 1e-300})),
+    "less noise than the least": ("min_noise_multiplier", private_plan(local={"updates": 1, "steps": 1})),
+    "steps that take minutes to account": ("max_steps", private_plan(local={"updates": 20, "steps": 10**6, "sample_rate": 0.25})),
+    "updates without end": ("max_steps", private_plan(local={"updates": 2**63})),
+    "a clipping norm below float32": ("clipping_norm", private_plan({"clipping_norm": 1e-45}, local=TWO)),
+    "a clipping norm above float32": ("clipping_norm", private_plan({"clipping_norm": 1e38}, local=TWO)),
+    "a learning rate above float32": ("learning_rate", private_plan(local={**TWO, "learning_rate": 1e38})),
 }
 ALLOWED = {
     "all rows in each of many steps": private_plan(local={"updates": 2, "steps": 200}),
@@ -72,10 +71,10 @@ def charges(folder):
     return [charge_in(fields) for fields in rows(folder / "ledger.sqlite", "RESERVED")]
 
 
-@pytest.mark.parametrize("plan", REFUSED.values(), ids=REFUSED)
-def test_a_plan_that_asks_for_too_much_gets_a_refusal_and_the_worker_stays_up(tmp_path, plan):
+@pytest.mark.parametrize(("limit", "plan"), REFUSED.values(), ids=REFUSED)
+def test_a_plan_that_asks_for_too_much_gets_a_refusal_and_the_worker_stays_up(tmp_path, limit, plan):
     sent, standing = run(plan, tmp_path)
-    assert (sent.kinds, standing.state) == (["hello", "standing"], "plan_refused")
+    assert (sent.kinds, standing.state, standing.limit) == (["hello", "standing"], "plan_refused", limit)
     assert charges(tmp_path / "bank-a") == []
 
 
@@ -89,23 +88,31 @@ def test_a_plan_at_the_edge_gets_no_more_than_the_policy_allows(tmp_path, plan):
     assert epsilon_after(spent, MAX_TARGET_DELTA) <= MAX_EPSILON
 
 
-PLAN_AFTER_PLAN = [
-    private_plan({"epsilon": 0.5}, local={"updates": 2, "steps": 2}),
-    private_plan({"epsilon": 1.0, "target_delta": 1e-9}, local={"updates": 4, "steps": 1}),
-    private_plan({"epsilon": 1.5, "mechanism": "update-gaussian"}, local={"updates": 6, "steps": 3}),
-    private_plan({"epsilon": 2.0}, local={"updates": 10_000, "steps": 1}),
-    private_plan({"epsilon": 2.0}, local={"updates": 10_000, "steps": 9}),
-    private_plan({"epsilon": 2.0, "clipping_norm": 2.0}, local={"updates": 20_000, "steps": 1}),
-]
+# Each allows more trainings than the ones before it, so that the number of trainings alone refuses none of them.
+PLAN_AFTER_PLAN = {
+    "ever more": [
+        private_plan({"epsilon": 0.5}, local={"updates": 2, "steps": 2}),
+        private_plan({"epsilon": 1.0, "target_delta": 1e-9}, local={"updates": 4, "steps": 1}),
+        private_plan({"epsilon": 1.5, "mechanism": "update-gaussian"}, local={"updates": 6, "steps": 3}),
+        private_plan({"epsilon": 2.0}, local={"updates": 9, "steps": 1}),
+        private_plan({"epsilon": 2.0}, local={"updates": 14, "steps": 9}),
+        private_plan({"epsilon": 2.0, "clipping_norm": 2.0}, local={"updates": 20, "steps": 1}),
+    ],
+    "all of it, again and again": [
+        private_plan({"epsilon": 2.0}, local={"updates": 2, "steps": 2}),
+        private_plan({"epsilon": 2.0}, local={"updates": 4, "steps": 1}),
+        private_plan({"epsilon": 2.0, "mechanism": "update-gaussian"}, local={"updates": 8, "steps": 1}),
+    ],
+}
 
 
-@pytest.mark.parametrize("order", [1, -1], ids=["as listed", "in reverse"])
-def test_plan_after_plan_each_within_the_policy_together_get_no_more_than_it_allows(tmp_path, order):
+@pytest.mark.parametrize("plans", PLAN_AFTER_PLAN.values(), ids=PLAN_AFTER_PLAN)
+def test_plan_after_plan_each_within_the_policy_together_get_no_more_than_it_allows(tmp_path, plans):
     settings = private_bank.settings(tmp_path / "bank", NOWHERE, POLICY)
     data = replace(open_data(settings), train=lambda model, *_: {name: np.zeros_like(array) for name, array in model.items()})
     ledger = Ledger(tmp_path / "ledger.sqlite", run_id=RUN, institution="bank-a", incarnation=1)
     work, refused = LocalWork(member("bank-a", policy=settings.policy), data, ledger, threading.Event()), 0
-    for plan in PLAN_AFTER_PLAN[::order]:
+    for plan in plans:
         for _ in range(20):
             try:
                 statement = work.afford(plan)
@@ -117,5 +124,6 @@ def test_plan_after_plan_each_within_the_policy_together_get_no_more_than_it_all
             work.seal()
         assert epsilon_after(ledger.totals.charges, MAX_TARGET_DELTA) <= MAX_EPSILON
     assert refused >= 2
+    assert epsilon_after(ledger.totals.charges, MAX_TARGET_DELTA) >= 0.9 * MAX_EPSILON
     assert charges(tmp_path) == ledger.totals.charges
     work.close()
