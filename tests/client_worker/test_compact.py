@@ -1,7 +1,9 @@
+import hashlib
 import math
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -116,6 +118,15 @@ def test_tensors_of_equal_values_do_not_share_their_coins():
 # bytes 00 00 00 3f gives the key, `openssl enc -chacha20` with an iv of zeros the stream.
 def test_the_coins_are_those_of_the_page():
     assert sent({"w": array(0.5, 0.5, 0.5, 0.5)}, "int8", 8.0)["w"].tolist() == COINS
+
+
+def test_every_draw_meets_the_nearest_of_65536_parts_of_a_step():
+    # so many values that cutting off what lies beyond the parts would turn about eight of them another way
+    values = np.random.default_rng(0).uniform(-100, 100, 2**20).astype(np.float32)
+    key = hashlib.sha256(b"\x92\xa1w\x91\xce\x00\x10\x00\x00" + values.tobytes()).digest()
+    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(2**21))
+    parts = np.rint(values.astype(np.float64) * 65536).astype(np.int64)
+    assert np.array_equal(sent({"w": values}, "int8", 8.0)["w"], (parts + np.frombuffer(stream, "<u2")) // 65536)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
