@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from client_worker.data import fingerprint, load_dataset, read_task
+from client_worker.data import load_dataset
 from client_worker.dataset_entry import unit_of
+from client_worker.files import fingerprint, read_task
 from client_worker.local_work import LocalData
 from client_worker.mechanism import LocalTraining
 from client_worker.privacy import epsilon_after, planned_noise_multiplier

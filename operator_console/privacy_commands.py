@@ -16,8 +16,8 @@ from broker_config.connection import connect
 from broker_config.service import process_name, read_settings
 from broker_config.streams import newest
 from client_worker.cli import member
-from client_worker.data import fingerprint, read_task
 from client_worker.dataset_entry import dataset_facts, unit_of
+from client_worker.files import fingerprint, read_task
 from client_worker.ledger import Ledger
 from client_worker.ledger_audit import LedgerAudit, audited
 from client_worker.ledger_reading import LedgerContent, read_ledger

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from client_worker.data import fingerprint, load_dataset
+from client_worker.data import load_dataset
+from client_worker.files import fingerprint
 from shared.errors import DataError
 from shared.tasks.spec import parse_task
 

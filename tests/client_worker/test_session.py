@@ -318,7 +318,7 @@ def test_updates_are_spread_over_the_horizon(tmp_path):
     scene.settle(first, digest, model=1.0)
     turned(session, 10)
     assert scene.nothing_received()
-    scene.work.ledger.totals.reserved_at_seconds -= 125  # spaced by 1000 / 9 seconds, give or take a tenth
+    scene.work.ledger.totals.reserved_at_seconds -= 200  # spaced by 1200 / 9 seconds then, give or take a tenth
     assert scene.update(session)[0].base_version == 1
     scene.close()
 
