@@ -1,6 +1,7 @@
 """CSV and Parquet into columns of text or numbers, from a file that the caller has opened."""
 
 import csv
+import shutil
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -49,13 +50,20 @@ def _read_csv(file: BinaryIO, source: str) -> pa.Table:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
         file.seek(0)
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        return pa.csv.read_csv(file, convert_options=convert)
+        return pa.csv.read_csv(_native(file), convert_options=convert)
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source}: not a CSV file: {error}; save it as UTF-8 text with commas and one header line") from error
 
 
 def _read_parquet(file: BinaryIO, source: str) -> pa.Table:
     try:
-        return pa.parquet.read_table(file)
+        return pa.parquet.read_table(_native(file))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{source}: not a readable Parquet file: {error}; write it again") from error
+
+
+def _native(file: BinaryIO) -> pa.BufferReader:
+    """The content in Arrow's own memory: a thread of Arrow that reads a Python file as the process ends aborts it."""
+    with pa.BufferOutputStream() as sink:
+        shutil.copyfileobj(file, sink)
+        return pa.BufferReader(sink.getvalue())
