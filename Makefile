@@ -22,7 +22,7 @@ test: setup ## linters, types, import contracts and all tests but the long ones
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/pytest -m 'not long'
+	.venv/bin/pytest -m 'not long' -n 2 --dist loadfile
 
 test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
 	.venv/bin/pytest -m 'long and not compose'
