@@ -1,7 +1,6 @@
 """CSV and Parquet into columns of text or numbers, from a file that the caller has opened."""
 
 import csv
-import shutil
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ import pyarrow.parquet
 from shared.errors import DataError
 
 PARQUET_MAGIC = b"PAR1"
+BLOCK_BYTES = 2**20
 
 
 def read_columns(file: BinaryIO, *, source: str) -> pa.Table:
@@ -65,5 +65,6 @@ def _read_parquet(file: BinaryIO, source: str) -> pa.Table:
 def _native(file: BinaryIO) -> pa.BufferReader:
     """The content in Arrow's own memory: a thread of Arrow that reads a Python file as the process ends aborts it."""
     with pa.BufferOutputStream() as sink:
-        shutil.copyfileobj(file, sink)
+        while block := file.read(BLOCK_BYTES):
+            sink.write(block)
         return pa.BufferReader(sink.getvalue())
