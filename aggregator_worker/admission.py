@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from aggregator_worker.statements import norm_fault, over_budget, statement_fault
+from aggregator_worker.statements import is_newest, norm_fault, over_budget, statement_fault
 from shared.compact import Delta, l2_norm
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.lineage import Lineage, standing_under
@@ -92,8 +92,7 @@ def admit(update: Update, delta: Delta, *, entry: Entry, lineage: Lineage, shape
     staleness, stale = _staleness(update, head, plan, lineage.bases)
     if stale is not None:
         return Admission("stale", stale)
-    is_newest = update.sequence > entry.watermark  # one taken back from the dead letters was sealed before its institution left
-    left = standing_under(entry, update.plan_hash) if is_newest else None
+    left = standing_under(entry, update.plan_hash) if is_newest(update.sequence, entry) else None
     if left is not None:
         return Admission("over_budget", _LEFT[left], staleness)
     fault = _content_fault(update, delta, entry=entry, plan=plan, shapes=shapes)

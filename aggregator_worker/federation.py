@@ -11,6 +11,7 @@ from typing import Any
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import buffer_target, share, update_weight
 from aggregator_worker.server_state import ServerState
+from aggregator_worker.statements import is_newest
 from shared.compact import Delta
 from shared.lineage import Lineage, standing_under, takes_part
 from shared.messages import (
@@ -131,7 +132,7 @@ class Federation:
         entry = self.table[settlement.institution]
         counters = entry.counters.model_dump()
         counters[settlement.outcome] += 1
-        newest = settlement.sequence > entry.watermark  # one that was taken back from the dead letters is not
+        newest = is_newest(settlement.sequence, entry)
         changed = entry.model_copy(
             update={
                 "incarnation": settlement.incarnation,

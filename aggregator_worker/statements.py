@@ -13,13 +13,18 @@ UNITS: dict[Mechanism, tuple[Unit, ...]] = {"dp-sgd": ("record", "person"), "upd
 """Whose presence a mechanism can hide."""
 
 
+def is_newest(sequence: int, entry: Entry) -> bool:
+    """Whether a number is above all settled ones. One taken back from the dead letters is not: it tells of an earlier time."""
+    return sequence > entry.watermark
+
+
 def statement_fault(update: Update, entry: Entry, plan: Plan) -> str | None:
     """What is wrong with the statement of an update under a plan, in words; None where nothing is, or the plan asks for none."""
     if plan.privacy.mechanism == "none":
         return None
     statement = update.privacy
-    is_newest = update.sequence > entry.watermark  # one taken back from the dead letters states what was true when it was sealed
-    return next(_differences(statement, plan), None) or _noise_fault(statement) or _epsilon_fault(statement, entry, is_newest)
+    fault = next(_differences(statement, plan), None) or _noise_fault(statement)
+    return fault or _epsilon_fault(statement, entry, newest=is_newest(update.sequence, entry))
 
 
 def norm_fault(norm: float, update: Update, plan: Plan, *, coordinates: int) -> str | None:
@@ -73,13 +78,13 @@ def _noise_fault(statement: PrivacyStatement) -> str | None:
     return None
 
 
-def _epsilon_fault(statement: PrivacyStatement, entry: Entry, is_newest: bool) -> str | None:
+def _epsilon_fault(statement: PrivacyStatement, entry: Entry, *, newest: bool) -> str | None:
     spent, before = statement.epsilon_spent, entry.epsilon_spent
     if spent is None:
         return "it states no epsilon"
     if not math.isfinite(spent):
         return "it states an epsilon that is not finite"
-    comparable = is_newest and before is not None and entry.target_delta in (None, statement.target_delta)
+    comparable = newest and before is not None and entry.target_delta in (None, statement.target_delta)
     if comparable and before is not None and spent < before * (1 - EPSILON_TOLERANCE):
         return f"it states epsilon {spent:.6g} after {before:.6g}; nothing lowers what was spent"
     return None

@@ -37,13 +37,18 @@ def sweep(
     return rows
 
 
-def members_with_one_slow(trainings: dict[str, Dataset], *, updates: int, seed: int) -> list[Member]:
-    """Durations of about one virtual second each, drawn by the seed; the demonstration's slow institution takes ten."""
-    slow = schedule(list(trainings), updates=updates, seed=seed).slow
+def members_at_equal_speed(trainings: dict[str, Dataset], *, seed: int) -> list[Member]:
+    """Durations of about one virtual second each, drawn by the seed."""
     durations = np.random.default_rng(seed).uniform(0.9, 1.1, len(trainings))
+    return [Member(name, data, float(seconds)) for (name, data), seconds in zip(trainings.items(), durations, strict=True)]
+
+
+def members_with_one_slow(trainings: dict[str, Dataset], *, updates: int, seed: int) -> list[Member]:
+    """The same, but the demonstration's slow institution takes ten times as long."""
+    slow = schedule(list(trainings), updates=updates, seed=seed).slow
     return [
-        Member(name, data, float(seconds) * (SLOWDOWN if name == slow else 1.0))
-        for (name, data), seconds in zip(trainings.items(), durations, strict=True)
+        replace(member, duration_seconds=member.duration_seconds * (SLOWDOWN if member.id == slow else 1.0))
+        for member in members_at_equal_speed(trainings, seed=seed)
     ]
 
 

@@ -5,15 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-import numpy as np
-
 from client_worker.randomness import SecureRandom
 from shared.errors import FederationError
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import evaluate
 from shared.tasks.spec import TaskSpec
-from simulator.epsilon_sweep import EPSILONS, members_with_one_slow
-from simulator.federation import Member, Options, simulate
+from simulator.epsilon_sweep import EPSILONS, members_at_equal_speed, members_with_one_slow
+from simulator.federation import Options, simulate
 from simulator.schedule import updates_in_all
 
 SPEEDS = ("equal", "one slow")
@@ -101,12 +99,6 @@ def trials(
                 f"{study.task}: the test rows of seed {seed} have no {spec.first_metric}; they need both labels"
             )
         yield Trial(speeds, epsilon, seed, run.noise_multiplier, figure)
-
-
-def members_at_equal_speed(trainings: dict[str, Dataset], *, seed: int) -> list[Member]:
-    """Durations of about one virtual second each, drawn by the seed."""
-    durations = np.random.default_rng(seed).uniform(0.9, 1.1, len(trainings))
-    return [Member(name, data, float(seconds)) for (name, data), seconds in zip(trainings.items(), durations, strict=True)]
 
 
 def rows(found: Sequence[Trial]) -> list[Row]:
