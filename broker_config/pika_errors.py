@@ -62,4 +62,6 @@ def _closed(error: exceptions.ChannelClosedByBroker | exceptions.ConnectionClose
 
 
 def _text(error: BaseException) -> str:
+    if type(error) is exceptions.AMQPConnectionError and not str(error):
+        return "no broker answers there; start it, or correct the url in the settings"
     return str(error) or type(error).__name__

@@ -45,6 +45,12 @@ def translation(error: BaseException) -> FederationError:
     return caught.value
 
 
+def test_where_nothing_answers_the_reader_is_told_what_to_do():
+    assert str(translation(exceptions.AMQPConnectionError())) == (
+        "doing: no broker answers there; start it, or correct the url in the settings"
+    )
+
+
 @pytest.mark.parametrize("kind", OF_PIKA)
 def test_every_exception_of_pika_becomes_one_of_ours(kind):
     error = kind(*_ARGUMENTS.get(kind, ("x",)))
