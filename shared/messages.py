@@ -21,6 +21,7 @@ RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 InstitutionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 HexFloat = Annotated[str, Field(pattern=r"^-?0x[01]\.[0-9a-f]+p[+-][0-9]+$")]
 Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Reason = Annotated[str, Field(max_length=200)]
 OperationId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 KEPT_OPERATIONS = 256
@@ -191,10 +192,24 @@ class Counters(Frozen):
     duplicate: Count = 0
 
 
+class Account(Frozen):
+    """An institution's part in the aggregator's clock, which counts cycles: arrivals over the number of those that count.
+
+    `since_cycles` and `since_credit` are the clock's cycles and credit per example at its last arrival, or when it joined;
+    `carry` is weight that was earned and not spent; `interval` the usual number of cycles between its updates, 0 before two.
+    """
+
+    since_cycles: Finite = 0.0
+    since_credit: Finite = 0.0
+    carry: Finite = 0.0
+    interval: Finite = 0.0
+
+
 class Entry(Frozen):
     """One institution in the federation's table. `watermark` is the last sequence settled; `last_hash` that update's hash.
 
-    `standing` is what the institution said of the plan `standing_plan`, and has no meaning under another one.
+    `standing` is what the institution said of the plan `standing_plan`, and has no meaning under another one. One that is not
+    `active` was silent for long; its next message makes it active again. `strikes` is what it has against it, in halves.
     """
 
     incarnation: Annotated[int, Field(ge=1)]
@@ -212,6 +227,8 @@ class Entry(Frozen):
     active: bool = True
     removed: bool = False
     quarantined: bool = False
+    strikes: Count = 0
+    account: Account = Account()
     total_weight: HexFloat = "0x0.0p+0"
     counters: Counters = Counters()
 

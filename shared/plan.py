@@ -1,8 +1,8 @@
 """What a federation has agreed to do: carried by manifests, named in every update by its hash."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.codec import Dtype, content_hash, encode
 
@@ -10,6 +10,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mechanism = Literal["dp-sgd", "update-gaussian", "none"]
 UpdateEncoding = Literal["float32", "float16", "int8"]
+RuleName = Literal["credit", "fedasync", "fedbuff", "latest-model", "latest-update"]
 
 
 class Frozen(BaseModel):
@@ -28,19 +29,56 @@ class StalenessRule(Frozen):
     max_staleness: Annotated[int, Field(ge=0)] = 1000
 
 
+class ServerAdam(Frozen):
+    """Adam at the aggregator (FedAdam, Reddi et al. 2021, algorithm 2; FADAS, Wang et al. 2024, for asynchronous updates).
+
+    `epsilon` is the least denominator, in the units of the parameters.
+    """
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    epsilon: Positive = 1e-3
+
+
 class AggregationPlan(Frozen):
     """When a version is made, and of what. `buffer_size` is K; it is capped so that nobody waits, unless `exact_buffer`.
 
-    `server_momentum` is beta of FedAvgM (Hsu, Qi & Brown 2019, section 3.1); 0 is plain averaging.
+    `server_momentum` is beta of FedAvgM (Hsu, Qi & Brown 2019, section 3.1); 0 is plain averaging. At most one of it and
+    `server_adam`. The rest bounds what one institution can do: `largest_share` of each cycle's weight (among three or more),
+    `largest_weight` of one update. A cycle is as many arrivals as there are institutions; one that is silent for more than
+    `silent_cycles`, and three times as long as is usual for it, no longer counts until its next message.
     """
 
-    rule: Literal["fedavg"] = "fedavg"
+    rule: RuleName = "credit"
     staleness: StalenessRule = StalenessRule()
     buffer_size: Annotated[int, Field(ge=1)] = 1
     exact_buffer: bool = False
     max_wait_seconds: Positive = 5.0
     server_learning_rate: Positive = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    server_adam: ServerAdam | None = None
+    largest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    largest_weight: Positive = 1.0
+    silent_cycles: Positive = 6.0
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> Self:
+        if self.server_momentum and self.server_adam is not None:
+            raise ValueError("server_momentum and server_adam exclude each other; Adam has a momentum of its own, beta1")
+        return self
+
+
+class Defence(Frozen):
+    """What an update must pass beyond being well formed (docs/aggregation.md); None switches a part off.
+
+    An update longer than `norm_cap` times the running median, each measured in the length of its declared noise, is scaled down
+    to it. Where the aggregator has held-out rows, one that would raise their log loss by more than `gate_tolerance` is
+    rejected. After `strikes` rejections, each taken back by two accepted updates, an institution is in quarantine.
+    """
+
+    norm_cap: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0
+    gate_tolerance: Positive | None = 0.01
+    strikes: Annotated[int, Field(ge=1)] | None = 3
 
 
 class PrivacyPlan(Frozen):
@@ -107,6 +145,7 @@ class Plan(Frozen):
     task: str
     task_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     aggregation: AggregationPlan = AggregationPlan()
+    defence: Defence = Defence()
     local: LocalPlan = LocalPlan()
     privacy: PrivacyPlan = PrivacyPlan()
     ending: Ending = Ending()

@@ -1,0 +1,31 @@
+"""Credit: every institution earns its share of weight on the aggregator's clock, and spends it when its update arrives.
+
+Fast and slow ones get the same in the long run, whatever their speeds: what each has spent and still holds adds up to the
+clock. Staleness is counted in cycles beyond the one that is normal; what damping withholds is carried over, not lost. The idea
+is that of Rescaled ASGD (arXiv 2605.13434) and of Fraboni et al. 2023 (FedAvg with asynchronous weights), with a conservation
+law that can be tested; docs/aggregation.md has the measurements.
+"""
+
+from aggregator_worker.rules.staleness import staleness_weight
+from aggregator_worker.rules.state import Arrival, RuleState, arrived, outstanding
+from shared.plan import AggregationPlan
+
+CARRIED_SILENCES = 2.0
+"""At most so many times what an institution earns in `silent_cycles` is carried over."""
+FEW = 2
+"""Among so many institutions the largest share is not bounded: one of two may well have most of the data."""
+
+
+def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
+    """The server learning rate times the credit spent."""
+    clock, account = state
+    institutions = arrival.counted.institutions
+    most = plan.largest_share if institutions > FEW else 1.0
+    held = outstanding(account, clock, arrival.num_examples)
+    credit = min(held, account.carry + most * (clock.cycles - account.since_cycles))
+    normal = institutions - 1
+    late = max(0, arrival.staleness * arrival.buffer_size - normal) / institutions
+    spent = min(credit * staleness_weight(plan.staleness, late), plan.largest_weight / plan.server_learning_rate)
+    carry = min(credit - spent, CARRIED_SILENCES * plan.silent_cycles * min(arrival.share, most))
+    after = RuleState(clock.forfeiting(held - spent - carry), arrived(state, carry=carry))
+    return after, plan.server_learning_rate * spent
