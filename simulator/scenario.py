@@ -44,6 +44,13 @@ class Table(Frozen):
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
+def _require_list(key: str, values: tuple[float, ...], distribution: str) -> None:
+    if distribution == "list" and not values:
+        raise ValueError(f'distribution = "list" needs {key}, one number for each institution')
+    if values and distribution != "list":
+        raise ValueError(f'{key} has no meaning with distribution = "{distribution}"; remove it, or say "list"')
+
+
 class Size(Frozen):
     """How many rows an institution has: `equal`; `lognormal`, whose logarithm has the standard deviation `sigma`; or a `list` of
     relative sizes, gone through again where there are more institutions.
@@ -253,13 +260,6 @@ def _with_nulls(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: None if key in SWITCHED_OFF and each is False else _with_nulls(each) for key, each in value.items()}
-
-
-def _require_list(key: str, values: tuple[float, ...], distribution: str) -> None:
-    if distribution == "list" and not values:
-        raise ValueError(f'distribution = "list" needs {key}, one number for each institution')
-    if values and distribution != "list":
-        raise ValueError(f'{key} has no meaning with distribution = "{distribution}"; remove it, or say "list"')
 
 
 def _source_problem(scenario: Scenario) -> str:
