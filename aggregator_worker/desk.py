@@ -112,7 +112,7 @@ class Desk:
 
     def due(self) -> bool:
         """Whether a commit must happen now: K folded, T passed, or something small has waited long enough."""
-        if self.federation.pending.empty or self._pending_since is None:
+        if self.federation.empty or self._pending_since is None:
             return False
         plan, now = self.federation.plan, self.clock()
         waited = now - self._pending_since

@@ -4,14 +4,14 @@ No I/O, no clock. The same object serves the worker and the simulator.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aggregator_worker.admission import Admission, Number
-from aggregator_worker.aggregation import buffer_target, share, update_weight
-from aggregator_worker.server_state import ServerState
+from aggregator_worker.server_state import Contribution, ServerState
 from aggregator_worker.statements import is_newest
+from aggregator_worker.weighing import Weighing
 from shared.compact import Delta
 from shared.lineage import Lineage, standing_under, takes_part
 from shared.messages import (
@@ -31,6 +31,8 @@ from shared.messages import (
     StandingState,
     Update,
 )
+from shared.noise import noise_std
+from shared.parameters import Parameters
 from shared.plan import Plan
 
 WHOLE_EVERY = 16
@@ -42,26 +44,35 @@ class Pending:
     """What has happened since the head."""
 
     settled: list[Settlement] = field(default_factory=list)
-    changes: dict[str, Entry] = field(default_factory=dict)
     operations: list[OperationOutcome] = field(default_factory=list)
     aggregated: int = 0
     phase: Phase | None = None
     phase_reason: str = ""
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to commit."""
-        return not (self.settled or self.changes or self.operations or self.phase)
+
+Bases = Callable[[int], Parameters | None]
+"""The broadcast model of a version, where it is still to be had."""
+
+
+def no_bases(_version: int) -> Parameters | None:
+    """For all rules but one, which need none."""
+    return None
 
 
 class Federation:
-    """The head of the lineage, the state in the making (head plus what was folded since), and the pending settlements."""
+    """The head of the lineage, the state in the making (head plus what was folded since), and the pending settlements.
 
-    def __init__(self, lineage: Lineage, state: ServerState) -> None:
+    `bases` serves the rule `latest-model`, which alone needs the model that an update was made on.
+    """
+
+    def __init__(self, lineage: Lineage, state: ServerState, *, bases: Bases = no_bases) -> None:
         self.lineage = lineage
         self.state = state
         self.pending = Pending()
+        self._bases = bases
         self._since_whole = WHOLE_EVERY
+        manifest = self.head.manifest
+        self.weighing = Weighing(self.plan, manifest.plan_hash, lineage.table or {}, manifest.scalars)
 
     @property
     def head(self) -> ManifestRecord:
@@ -78,27 +89,38 @@ class Federation:
         return self.lineage.plan
 
     @property
-    def table(self) -> dict[str, Entry]:
+    def empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        pending = self.pending
+        return not (pending.settled or self.weighing.changes or pending.operations or pending.phase)
+
+    @property
+    def table(self) -> Mapping[str, Entry]:
         """The table as the next manifest will leave it."""
-        return {**(self.lineage.table or {}), **self.pending.changes}
+        return self.weighing.members
 
     def entry(self, pseudonym: str) -> Entry | None:
         """One institution's entry, pending changes included; None for a stranger or a removed one."""
-        entry = self.pending.changes.get(pseudonym) or (self.lineage.table or {}).get(pseudonym)
+        entry = self.table.get(pseudonym)
         return None if entry is None or entry.removed else entry
 
     def change(self, pseudonym: str, entry: Entry) -> None:
         """Puts an entry of the table into the next manifest."""
-        self.pending.changes[pseudonym] = entry
+        self.weighing.put(pseudonym, entry)
 
     def settle(self, pseudonym: str, update: Update, content: str, *, admission: Admission, delta: Delta) -> Settlement:
         """Settles one admitted or refused update; folds its delta where it is to be aggregated."""
+        self.weighing.heard(pseudonym)
+        base = self._bases(update.base_version) if self.plan.aggregation.rule == "latest-model" else None
+        if base is None and admission.outcome == "aggregated" and self.plan.aggregation.rule == "latest-model":
+            admission = Admission("stale", "its base model is no longer kept", admission.staleness)
         weight = 0.0
         if admission.outcome == "aggregated":
             stated = self.table[pseudonym].model_copy(update={"num_examples": update.num_examples})
-            data_share = share(update.num_examples, self.table | {pseudonym: stated})
-            weight = update_weight(self.plan.aggregation, staleness=admission.staleness, data_share=data_share)
-            self.state.fold(delta, weight)
+            self.change(pseudonym, stated)
+            weight = self.weighing.weigh(pseudonym, staleness=admission.staleness)
+            std = noise_std(update.privacy, self.plan, update.num_examples) or 0.0
+            self.state.fold(Contribution(delta, weight, 1.0, pseudonym, base, std))
             self.pending.aggregated += 1
         settlement = Settlement(
             institution=pseudonym,
@@ -117,6 +139,7 @@ class Federation:
 
     def settle_unread(self, pseudonym: str, number: Number, *, outcome: Outcome, reason: str, content: str = "") -> Settlement:
         """Settles a number whose update never came or cannot be read, so that the ones behind it can be folded."""
+        self.weighing.heard(pseudonym)
         settlement = Settlement(
             institution=pseudonym,
             incarnation=number.incarnation,
@@ -159,8 +182,8 @@ class Federation:
 
         Who starts anew may have changed its policy, and says so again if it still refuses the plan; a spent budget stays spent.
         """
-        entry = self.table[pseudonym]
-        echo = {"nonce": hello.nonce, "num_examples": hello.num_examples, "active": True}
+        self.weighing.heard(pseudonym)
+        entry, echo = self.table[pseudonym], {"nonce": hello.nonce, "num_examples": hello.num_examples}
         again = entry.standing == "plan_refused" and hello.nonce != entry.nonce
         self.change(pseudonym, entry.model_copy(update=echo | (_left(None, "", "") if again else {})))
 
@@ -183,12 +206,12 @@ class Federation:
     @property
     def buffer_full(self) -> bool:
         """Whether K updates were folded since the head."""
-        return self.pending.aggregated >= buffer_target(self.plan.aggregation, self.table, self._plan_hash)
+        return self.weighing.buffer_full
 
     def finish_version(self) -> bool:
         """Completes the state of the next version; False where nothing was aggregated, and the version stays."""
         if self.pending.aggregated:
-            self.state.finish_version()
+            self.state.finish_version(self.weighing.members.shares() if self.state.is_table else {})
         return self.pending.aggregated > 0
 
     def next_manifest(self, model: BlobName, wide: BlobName | None, metrics: Metrics) -> Manifest:
@@ -208,8 +231,8 @@ class Federation:
             phase_reason=reason,
             settled=pending.settled,
             whole=whole,
-            table=self.table if whole else pending.changes,
-            scalars=head.scalars,
+            table=dict(self.table) if whole else self.weighing.changes,
+            scalars={**head.scalars, **self.weighing.scalars()},
             operations=pending.operations,
             operation_ids=self._operation_ids() if whole else [],
             metrics=metrics,
@@ -230,6 +253,7 @@ class Federation:
         self._since_whole = 0 if lineage.head and lineage.head.manifest.whole else self._since_whole + 1
         self.lineage = lineage
         self.pending = Pending()
+        self.weighing.committed()
 
 
 def _left(state: StandingState | None, limit: str, plan_hash: str) -> dict[str, Any]:
@@ -239,10 +263,11 @@ def _left(state: StandingState | None, limit: str, plan_hash: str) -> dict[str, 
 def _stated(update: Update, entry: Entry, outcome: Outcome) -> dict[str, Any]:
     """What an update says of its institution. Nothing lowers epsilon, and no claim that was refused is kept but for that."""
     statement, spent = update.privacy, _finite(update.privacy.epsilon_spent)
-    known: dict[str, Any] = {"num_examples": update.num_examples}
+    known: dict[str, Any] = {}
     if spent is not None:
         known["epsilon_spent"] = max(spent, entry.epsilon_spent or 0.0)
     if outcome != "rejected":
+        known["num_examples"] = update.num_examples
         known["mechanism"] = statement.mechanism
         known["noise_multiplier"] = _finite(statement.noise_multiplier)
         known["target_delta"] = _finite(statement.target_delta)

@@ -1,15 +1,16 @@
 """A lineage's updates folded again, to the same bits. Values in, values out; one update is in memory at a time."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from aggregator_worker.aggregation import share, update_weight
-from aggregator_worker.server_state import ServerState
+from aggregator_worker.federation import Bases, no_bases
+from aggregator_worker.membership import Membership
+from aggregator_worker.server_state import Contribution, ServerState
+from aggregator_worker.weighing import Weighing
 from shared.compact import Delta
 from shared.errors import FederationError
 from shared.messages import BlobName, Entry, Manifest, Settlement, Update, encode_model, encode_state
+from shared.noise import noise_std
 from shared.plan import Plan
 
 Load = Callable[[Settlement], tuple[Update, Delta]]
@@ -21,42 +22,70 @@ class ReplayMismatchError(FederationError):
     """The bits differ: find out which of the broker, the journal and this program is wrong, before the model is trusted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a manifest began with: the scalars of the one before it; and the table before and after it, None where not known."""
+
+    scalars: Mapping[str, str | int] = field(default_factory=dict)
+    before: Table | None = None
+    after: Table | None = None
+
+
 @dataclass(slots=True)
 class Replay:
     """Repeats what the aggregator did, from a state on. The plan is the lineage's; `without` is a pseudonym, left out if given.
 
     Weights are the recorded ones; `off_rule` counts those that the plan's rule would not give, which is no matter of bits.
+    `bases` serves the rule `latest-model`.
     """
 
     state: ServerState
     plan: Plan
     load: Load
     without: str | None = None
+    bases: Bases = no_bases
     folded: int = 0
     left_out: int = 0
     off_rule: int = 0
 
-    def fold(self, manifest: Manifest, before: Table | None, after: Table | None) -> bool:
-        """Folds what one manifest aggregated; True where it made a version, whose state this is now.
-
-        `before` and `after` are the table around it, None where it is not known.
-        """
+    def fold(self, manifest: Manifest, around: Around) -> bool:
+        """Folds what one manifest aggregated; True where it made a version, whose state this is now."""
         aggregated = [settlement for settlement in manifest.settled if settlement.outcome == "aggregated"]
+        checked = weights_by_rule(self.plan, manifest.plan_hash, aggregated, around)
         for settlement in aggregated:
             if settlement.institution == self.without:
-                # with momentum, an update of weight 0 still lets the momentum decay and move the model
-                self.state.fold(self.state.model, 0.0)
+                if not self.state.is_table:
+                    # with momentum, an update of weight 0 still lets the momentum decay and move the model
+                    self.state.fold(Contribution(self.state.model, 0.0))
                 self.left_out += 1
                 continue
-            update, delta = self.load(settlement)
-            self.state.fold(delta, factor(settlement))
+            self.state.fold(self._contribution(settlement))
             self.folded += 1
-            tables = [table for table in (before, after) if table is not None]
-            if tables and not any(follows_rule(self.plan, settlement, update, table) for table in tables):
-                self.off_rule += 1
+        given = [float.fromhex(settlement.weight) for settlement in aggregated]
+        self.off_rule += sum(weight != found for weight, found in zip(given, checked, strict=True)) if checked else 0
         if aggregated:
-            self.state.finish_version()
+            self.state.finish_version(self._shares(manifest, around))
         return bool(aggregated)
+
+    def _contribution(self, settlement: Settlement) -> Contribution:
+        update, delta = self.load(settlement)
+        base = self.bases(settlement.base_version) if self.plan.aggregation.rule == "latest-model" else None
+        return Contribution(
+            delta,
+            float.fromhex(settlement.weight),
+            float.fromhex(settlement.scale),
+            settlement.institution,
+            base,
+            noise_std(update.privacy, self.plan, update.num_examples) or 0.0,
+        )
+
+    def _shares(self, manifest: Manifest, around: Around) -> Mapping[str, float]:
+        if not self.state.is_table:
+            return {}
+        if around.after is None:
+            raise ReplayMismatchError("a table rule is replayed from where the whole table is known; begin with a later version")
+        members = Membership(around.after, manifest.plan_hash).shares()
+        return {name: share for name, share in members.items() if name != self.without}
 
     def demand_equal(self, manifest: Manifest) -> None:
         """Raises ReplayMismatchError unless the state, as it is published, has the hashes that the manifest names."""
@@ -72,18 +101,24 @@ def _demand(what: str, manifest: Manifest, named: BlobName, made: str) -> None:
         )
 
 
-def factor(settlement: Settlement) -> float:
-    """What the delta was multiplied by: weight times scale, as a float32 value."""
-    return float(np.float32(float.fromhex(settlement.weight) * float.fromhex(settlement.scale)))
+def weights_by_rule(plan: Plan, plan_hash: str, aggregated: Sequence[Settlement], around: Around) -> list[float]:
+    """What the plan's rule gives for the updates of one version, in order; empty where the table around it is not known.
+
+    The order of an update and of a change of membership in the same manifest is not recorded: who is a member, and with how many
+    examples, is taken from the table after it, accounts from the one before.
+    """
+    if around.before is None or around.after is None:
+        return []
+    weighing = Weighing(plan, plan_hash, around.before, around.scalars)
+    for pseudonym, entry in around.after.items():
+        former = around.before.get(pseudonym)
+        if former is not None and former != entry:
+            present = former.model_copy(update={name: getattr(entry, name) for name in _MEMBERSHIP})
+            weighing.put(pseudonym, present)
+    return [
+        weighing.weigh(each.institution, staleness=each.staleness) if each.institution in weighing.members else 0.0
+        for each in aggregated
+    ]
 
 
-def follows_rule(plan: Plan, settlement: Settlement, update: Update, table: Table) -> bool:
-    """Whether the recorded weight is what the rule gives for the update's staleness and its share of the table's data."""
-    entry = table.get(settlement.institution)
-    if entry is None:
-        return False
-    stated = entry.model_copy(update={"num_examples": update.num_examples})
-    data_share = share(update.num_examples, {**table, settlement.institution: stated})
-    return float.fromhex(settlement.weight) == update_weight(
-        plan.aggregation, staleness=settlement.staleness, data_share=data_share
-    )
+_MEMBERSHIP = ("num_examples", "active", "removed", "quarantined", "standing", "standing_plan")

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from aggregator_worker import checkpoint, commit, leadership
+from aggregator_worker.bases import KeptModels
 from aggregator_worker.commit import Committer, Hooks
 from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
@@ -127,7 +128,7 @@ class Term:
             newest = committer.mended(saved.newest if use.missing else head, state, plan)
             committer.resume(saved.records, [*use.missing[:-1], newest], epoch=epoch)
         self._settings.after_step("head")
-        return Federation(self._lead.reader.lineage, state)
+        return Federation(self._lead.reader.lineage, state, bases=KeptModels(self._broker))
 
     def _open_desk(self, federation: Federation) -> Desk:
         settings, limits = self._settings, federation.plan.limits
@@ -218,6 +219,7 @@ class Term:
     def _commit(self, desk: Desk, committer: Committer) -> None:
         record = committer.commit(desk.federation, self._lead.epoch, desk.settled, desk.hints)
         new_version = record.manifest.version > desk.federation.head.manifest.version
+        self._tell_membership(desk.federation)
         desk.federation.advance(self._lead.reader.lineage)
         desk.committed(new_version=new_version)
         self._group = 0
@@ -232,3 +234,13 @@ class Term:
             epoch=record.epoch,
             **{name: value for name, value in manifest.metrics.items() if value is not None},
         )
+
+    def _tell_membership(self, federation: Federation) -> None:
+        """One line of the log for each whose silence or return moves the others' shares."""
+        names = {self._pseudonym(name): name for name in self._owners.values()}
+        for pseudonym in federation.weighing.silenced:
+            log.warning(
+                "silent institution: its share goes to the others until it returns", institution=names.get(pseudonym, pseudonym)
+            )
+        for pseudonym in federation.weighing.returned:
+            log.info("an institution has returned, and has its share again", institution=names.get(pseudonym, pseudonym))

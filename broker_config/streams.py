@@ -110,6 +110,13 @@ def last_offset(broker: Broker, stream: str, *, idle_seconds: float = IDLE_SECON
     return -1
 
 
+def first_offset(broker: Broker, stream: str, *, idle_seconds: float = 2 * IDLE_SECONDS) -> int:
+    """The offset of the oldest message that a stream still holds, 0 when it is empty."""
+    for delivery in broker.read(stream, "first", count=1, idle_seconds=idle_seconds):
+        return delivery.offset or 0
+    return 0
+
+
 def fetch_blob(
     broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL, idle_seconds: float = FETCH_IDLE_SECONDS
 ) -> memoryview:

@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 from safetensors.numpy import save_file
 
-from aggregator_worker.replay import Replay
+from aggregator_worker.bases import KeptModels
+from aggregator_worker.replay import Around, Replay
 from aggregator_worker.server_state import ServerState
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.streams import fetch_model, fetch_state, records_of
+from broker_config.streams import fetch_model, fetch_state, first_offset, records_of
 from broker_config.topology import LINEAGE, MODEL, STATE
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
-from operator_console.journal import QUIET_SECONDS, Journal, JournalGapError
+from operator_console.journal import Journal, JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError
 from shared.broker import Broker
 from shared.errors import SettingsError, TopologyError
@@ -90,7 +91,7 @@ def rebuilt(broker: Broker, names: Mapping[str, str], *, version: int | None = N
     lacking = set(journal.find([each for made, folded in wanted.items() if made <= target for each in folded]))
     missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items() if made <= target}
     start, passed_over = choose_start(oldest_kept(broker, chain), missing, target=target)
-    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, without)
+    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, without, KeptModels(broker))
     begun.demand_equal(chain.versions[start].manifest)
     _fold_all(begun, broker, start=start, target=target)
     return Result(start, target, begun, passed_over)
@@ -115,8 +116,8 @@ def read_chain(broker: Broker) -> Chain:
 
 def oldest_kept(broker: Broker, chain: Chain) -> list[int]:
     """The versions whose model, and state where there is one, the streams still hold, oldest first."""
-    first_model = _first_offset(broker, MODEL)
-    first_state = _first_offset(broker, STATE) if any(record.state_at for record in chain.versions.values()) else 0
+    first_model = first_offset(broker, MODEL)
+    first_state = first_offset(broker, STATE) if any(record.state_at for record in chain.versions.values()) else 0
     return [
         version
         for version, record in sorted(chain.versions.items())
@@ -165,6 +166,7 @@ def lines(result: Result, without: str | None) -> Iterator[str]:
 
 def _fold_all(begun: Replay, broker: Broker, *, start: int, target: int) -> None:
     table: dict[str, Entry] | None = None
+    scalars: Mapping[str, str | int] = {}
     for record in records_of(broker):
         manifest, before = record.manifest, table
         if manifest.version > target:
@@ -173,11 +175,7 @@ def _fold_all(begun: Replay, broker: Broker, *, start: int, target: int) -> None
             table = dict(manifest.table)
         elif table is not None:
             table = {**table, **manifest.table}
-        if manifest.version > start and begun.fold(manifest, before, table) and begun.without is None:
+        made = manifest.version > start and begun.fold(manifest, Around(scalars, before, table))
+        if made and begun.without is None:
             begun.demand_equal(manifest)
-
-
-def _first_offset(broker: Broker, stream: str) -> int:
-    for delivery in broker.read(stream, "first", count=1, idle_seconds=2 * QUIET_SECONDS):
-        return delivery.offset or 0
-    return 0
+        scalars = manifest.scalars

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aggregator_worker.aggregation import fold_in_place, staleness_weight
+from aggregator_worker.aggregation import fold_in_place
+from aggregator_worker.rules.staleness import staleness_weight
 from client_worker.compact import compacted
 from client_worker.mechanism import local_training, statement_of
 from client_worker.privacy import calibrate_noise_multiplier
@@ -17,7 +18,7 @@ from client_worker.training import LocalTrainer
 from shared.compact import Delta
 from shared.noise import noise_std
 from shared.parameters import Array, Parameters, copy
-from shared.plan import LocalPlan, Plan, PrivacyPlan
+from shared.plan import LocalPlan, Plan, PrivacyPlan, StalenessRule
 from shared.tasks.features import Dataset
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import TaskSpec
@@ -131,7 +132,8 @@ class _Federation:
 
     def _fold(self, due: _Due, delta: Delta) -> Arrival:
         member, staleness = self._members[due.place], self._version - due.base_version
-        damping = staleness_weight(self._rule.staleness_function, staleness, exponent=self._rule.staleness_exponent)
+        rule = StalenessRule(function=self._rule.staleness_function, exponent=self._rule.staleness_exponent)
+        damping = staleness_weight(rule, staleness)
         weight = float(np.float32(self._rate * member.training.units / self._examples * damping))
         fold_in_place(self.model, delta, weight)
         return Arrival(member.id, due.seconds, due.base_version, staleness, weight)

@@ -33,8 +33,8 @@ class Clock:
 
     def ticked(self, updates: int, counted: Counted) -> "Clock":
         """After so many arrivals more."""
-        cycles = updates / counted.institutions
-        per_example = cycles / counted.examples
+        cycles = updates / max(1, counted.institutions)
+        per_example = cycles / max(1.0, counted.examples)
         lost = per_example * counted.unheard_examples
         return Clock(self.cycles + cycles, self.credit + per_example, self.forfeited + lost)
 
