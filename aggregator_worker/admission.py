@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from aggregator_worker.statements import is_newest, norm_fault, over_budget, statement_fault
+from aggregator_worker.statements import Length, is_newest, length_of, norm_fault, over_budget, statement_fault
 from shared.compact import Delta, l2_norm
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.lineage import Lineage, standing_under
@@ -26,11 +26,12 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What is to become of an update, and why where it is not aggregated."""
+    """What is to become of an update, and why where it is not aggregated; `length` is known only where it is."""
 
     outcome: Outcome
     reason: str = ""
     staleness: int = 0
+    length: Length | None = None
 
 
 class ReusedIdError(RejectedMessageError):
@@ -75,6 +76,7 @@ def require_issued(incarnation: int, entry: Entry) -> None:
         raise UnknownInstitutionError(f"incarnation {incarnation} was never issued, {entry.incarnation} is the newest")
 
 
+IN_QUARANTINE = "in quarantine"
 _LEFT: Mapping[StandingState, str] = {
     "budget_spent": "its budget under this plan is spent",
     "plan_refused": "it has refused this plan",
@@ -89,17 +91,15 @@ def admit(update: Update, delta: Delta, *, entry: Entry, lineage: Lineage, shape
     head, plan = lineage.head, lineage.plan
     if head is None or plan is None:
         raise ValueError("a lineage without head or plan admits nothing")
+    if entry.quarantined:
+        return Admission("rejected", IN_QUARANTINE)
     staleness, stale = _staleness(update, head, plan, lineage.bases)
     if stale is not None:
         return Admission("stale", stale)
     left = standing_under(entry, update.plan_hash) if is_newest(update.sequence, entry) else None
     if left is not None:
         return Admission("over_budget", _LEFT[left], staleness)
-    fault = _content_fault(update, delta, entry=entry, plan=plan, shapes=shapes)
-    if fault is not None:
-        return Admission("rejected", fault[:200], staleness)
-    too_much = over_budget(update.privacy, plan)
-    return Admission("aggregated" if too_much is None else "over_budget", too_much or "", staleness)
+    return _judged(update, delta, staleness, entry=entry, plan=plan, shapes=shapes)
 
 
 def _staleness(update: Update, head: ManifestRecord, plan: Plan, bases: Mapping[int, str]) -> tuple[int, str | None]:
@@ -116,13 +116,24 @@ def _staleness(update: Update, head: ManifestRecord, plan: Plan, bases: Mapping[
     return staleness, reason
 
 
-def _content_fault(update: Update, delta: Delta, *, entry: Entry, plan: Plan, shapes: Shapes) -> str | None:
+def _judged(update: Update, delta: Delta, staleness: int, *, entry: Entry, plan: Plan, shapes: Shapes) -> Admission:
+    """What is to become of an update that is not too late, by what it says and holds."""
+    fault = _form_fault(update, delta, entry=entry, plan=plan, shapes=shapes)
+    if fault is not None:
+        return Admission("rejected", fault[:200], staleness)
+    norm, coordinates = l2_norm(delta), sum(math.prod(shape) for shape in shapes.values())
+    fault = norm_fault(norm, update, plan, coordinates=coordinates)
+    if fault is not None:
+        return Admission("rejected", fault, staleness)
+    too_much = over_budget(update.privacy, plan)
+    if too_much is not None:
+        return Admission("over_budget", too_much, staleness)
+    return Admission("aggregated", "", staleness, length_of(norm, update, plan, coordinates=coordinates))
+
+
+def _form_fault(update: Update, delta: Delta, *, entry: Entry, plan: Plan, shapes: Shapes) -> str | None:
     try:
         require_shapes(delta, shapes)
     except IncompatibleUpdateError as error:
         return str(error)
-    fault = statement_fault(update, entry, plan)
-    if fault is not None:
-        return fault
-    coordinates = sum(math.prod(shape) for shape in shapes.values())
-    return norm_fault(l2_norm(delta), update, plan, coordinates=coordinates)
+    return statement_fault(update, entry, plan)

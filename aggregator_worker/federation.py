@@ -5,12 +5,13 @@ No I/O, no clock. The same object serves the worker and the simulator.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aggregator_worker.admission import Admission, Number
+from aggregator_worker.defence import WINDOW_SCALAR, Gate, ValidationGate, Window, scale_of, struck
 from aggregator_worker.server_state import Contribution, ServerState
-from aggregator_worker.statements import is_newest
+from aggregator_worker.statements import Length, is_newest
 from aggregator_worker.weighing import Weighing
 from shared.compact import Delta
 from shared.lineage import Lineage, standing_under, takes_part
@@ -46,6 +47,7 @@ class Pending:
     settled: list[Settlement] = field(default_factory=list)
     operations: list[OperationOutcome] = field(default_factory=list)
     aggregated: int = 0
+    replaced: bool = False
     phase: Phase | None = None
     phase_reason: str = ""
 
@@ -62,16 +64,19 @@ def no_bases(_version: int) -> Parameters | None:
 class Federation:
     """The head of the lineage, the state in the making (head plus what was folded since), and the pending settlements.
 
-    `bases` serves the rule `latest-model`, which alone needs the model that an update was made on.
+    `bases` serves the rule `latest-model`, which alone needs the model that an update was made on. `gate` judges updates where
+    the plan has a tolerance for it.
     """
 
-    def __init__(self, lineage: Lineage, state: ServerState, *, bases: Bases = no_bases) -> None:
+    def __init__(self, lineage: Lineage, state: ServerState, gate: Gate | None = None, *, bases: Bases = no_bases) -> None:
         self.lineage = lineage
         self.state = state
         self.pending = Pending()
         self._bases = bases
         self._since_whole = WHOLE_EVERY
         manifest = self.head.manifest
+        self._gate = ValidationGate(gate) if gate is not None and self.plan.defence.gate_tolerance is not None else None
+        self.window = Window.parsed(str(manifest.scalars.get(WINDOW_SCALAR, "")))
         self.weighing = Weighing(self.plan, manifest.plan_hash, lineage.table or {}, manifest.scalars)
 
     @property
@@ -106,22 +111,18 @@ class Federation:
 
     def change(self, pseudonym: str, entry: Entry) -> None:
         """Puts an entry of the table into the next manifest."""
+        if entry.removed or entry.quarantined:
+            self.window = self.window.without(pseudonym)
         self.weighing.put(pseudonym, entry)
 
     def settle(self, pseudonym: str, update: Update, content: str, *, admission: Admission, delta: Delta) -> Settlement:
         """Settles one admitted or refused update; folds its delta where it is to be aggregated."""
         self.weighing.heard(pseudonym)
-        base = self._bases(update.base_version) if self.plan.aggregation.rule == "latest-model" else None
-        if base is None and admission.outcome == "aggregated" and self.plan.aggregation.rule == "latest-model":
-            admission = Admission("stale", "its base model is no longer kept", admission.staleness)
-        weight = 0.0
+        contribution = None
         if admission.outcome == "aggregated":
-            stated = self.table[pseudonym].model_copy(update={"num_examples": update.num_examples})
-            self.change(pseudonym, stated)
-            weight = self.weighing.weigh(pseudonym, staleness=admission.staleness)
-            std = noise_std(update.privacy, self.plan, update.num_examples) or 0.0
-            self.state.fold(Contribution(delta, weight, 1.0, pseudonym, base, std))
-            self.pending.aggregated += 1
+            admission, contribution = self._contribution(pseudonym, update, admission=admission, delta=delta)
+        if contribution is not None:
+            self._fold(contribution, admission.length)
         settlement = Settlement(
             institution=pseudonym,
             incarnation=update.incarnation,
@@ -132,10 +133,46 @@ class Federation:
             base_version=update.base_version,
             base_hash=update.base_hash,
             staleness=max(0, admission.staleness),
-            weight=weight.hex(),
+            weight=(0.0 if contribution is None else contribution.weight).hex(),
+            scale=(1.0 if contribution is None else contribution.scale).hex(),
         )
         self._record(settlement, update)
         return settlement
+
+    def _contribution(
+        self, pseudonym: str, update: Update, *, admission: Admission, delta: Delta
+    ) -> tuple[Admission, Contribution | None]:
+        """What an admitted update adds to the state; None, and another admission, where something still speaks against it."""
+        plan, base = self.plan, None
+        if plan.aggregation.rule == "latest-model":
+            base = self._bases(update.base_version)
+            if base is None:
+                return replace(admission, outcome="stale", reason="its base model is no longer kept"), None
+        weighing = self.weighing if self._gate is None else self.weighing.copied()
+        weighing.put(pseudonym, self.table[pseudonym].model_copy(update={"num_examples": update.num_examples}))
+        weight = weighing.weigh(pseudonym, staleness=admission.staleness)
+        scale = 1.0 if admission.length is None else scale_of(admission.length, self.window, plan.defence)
+        std = noise_std(update.privacy, plan, update.num_examples) or 0.0
+        contribution = Contribution(delta, weight, scale, pseudonym, base, std)
+        fault = self._gate_fault(contribution)
+        if fault is not None:
+            return replace(admission, outcome="rejected", reason=fault), None
+        self.weighing = weighing
+        return admission, contribution
+
+    def _gate_fault(self, contribution: Contribution) -> str | None:
+        tolerance = self.plan.defence.gate_tolerance
+        if self._gate is None or tolerance is None:
+            return None
+        return self._gate.fault(self.state.model, contribution.delta, contribution.factor, tolerance)
+
+    def _fold(self, contribution: Contribution, length: Length | None) -> None:
+        self.state.fold(contribution)
+        self.pending.aggregated += 1
+        if self._gate is not None:
+            self._gate.folded(as_judged=self.state.is_plain)
+        if length is not None and self.plan.defence.norm_cap is not None:
+            self.window = self.window.with_length(contribution.institution, length)
 
     def settle_unread(self, pseudonym: str, number: Number, *, outcome: Outcome, reason: str, content: str = "") -> Settlement:
         """Settles a number whose update never came or cannot be read, so that the ones behind it can be folded."""
@@ -168,7 +205,7 @@ class Federation:
             }
         )
         self.pending.settled.append(settlement)
-        self.change(settlement.institution, changed)
+        self.change(settlement.institution, struck(changed, settlement.outcome, self.plan.defence))
 
     def _is_found_spent(self, entry: Entry, settlement: Settlement) -> bool:
         return settlement.outcome == "over_budget" and standing_under(entry, self._plan_hash) is None
@@ -208,11 +245,29 @@ class Federation:
         """Whether K updates were folded since the head."""
         return self.weighing.buffer_full
 
+    def replace_model(self, model: Parameters) -> None:
+        """Puts the operator's model in the place of the state's; the next manifest makes a version of it, and must come at once.
+
+        Momentum, moments and rows begin anew: they hold what the updates gave that the operator does without.
+        Raises ValueError where updates were folded that no manifest tells of yet.
+        """
+        if self.pending.aggregated:
+            raise ValueError("a model is replaced between two versions")
+        self.state = ServerState.of(self.plan, model)
+        self.pending.replaced = True
+
+    @property
+    def makes_version(self) -> bool:
+        """Whether the next manifest makes a new version."""
+        return self.pending.aggregated > 0 or self.pending.replaced
+
     def finish_version(self) -> bool:
-        """Completes the state of the next version; False where nothing was aggregated, and the version stays."""
+        """Completes the state of the next version; False where nothing was aggregated or replaced, and the version stays."""
         if self.pending.aggregated:
             self.state.finish_version(self.weighing.members.shares() if self.state.is_table else {})
-        return self.pending.aggregated > 0
+            if self._gate is not None and not self.state.is_plain:
+                self._gate.forget()
+        return self.makes_version
 
     def next_manifest(self, model: BlobName, wide: BlobName | None, metrics: Metrics) -> Manifest:
         """The manifest that settles everything pending. `metrics` belong to `model`; `wide` names its state blob, if any."""
@@ -221,7 +276,7 @@ class Federation:
         phase, reason = self._phase(head)
         return Manifest(
             run_id=head.run_id,
-            version=head.version + (1 if pending.aggregated else 0),
+            version=head.version + (1 if self.makes_version else 0),
             previous=self.head.hash,
             model=model,
             state=wide,
@@ -232,11 +287,14 @@ class Federation:
             settled=pending.settled,
             whole=whole,
             table=dict(self.table) if whole else self.weighing.changes,
-            scalars={**head.scalars, **self.weighing.scalars()},
+            scalars={**head.scalars, **self.weighing.scalars(), **self._window_scalar()},
             operations=pending.operations,
             operation_ids=self._operation_ids() if whole else [],
             metrics=metrics,
         )
+
+    def _window_scalar(self) -> dict[str, str]:
+        return {WINDOW_SCALAR: self.window.text()} if self.plan.defence.norm_cap is not None else {}
 
     def _operation_ids(self) -> list[str]:
         done = (operation.operation_id for operation in self.pending.operations)

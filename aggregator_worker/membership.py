@@ -1,5 +1,6 @@
 """The federation's table, its totals kept up to date: an update costs the same however many institutions there are."""
 
+import copy
 from collections.abc import Iterator, Mapping
 
 from aggregator_worker.rules.state import Counted
@@ -37,6 +38,12 @@ class Membership(Mapping[str, Entry]):
             self._add(former, -1)
         self._table[pseudonym] = entry
         self._add(entry, 1)
+
+    def copied(self) -> "Membership":
+        """One that can be changed apart."""
+        other = copy.copy(self)
+        other._table = dict(self._table)
+        return other
 
     def _add(self, entry: Entry, sign: int) -> None:
         self.giving += sign * takes_part(entry, self._plan_hash)

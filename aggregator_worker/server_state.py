@@ -6,6 +6,7 @@ Adam's moments, the rows of a table rule), the rest travels to successors as a s
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from shared.parameters import Array, Parameters, Shapes
 from shared.plan import AggregationPlan, Plan, RuleName
 
 _MODEL, _MOMENTUM, _SECOND, _NOISE, _ROWS = "model/", "momentum/", "second/", "noise", "rows/"
+NOBODY: Shares = MappingProxyType({})
 _DIRECTIONS: Mapping[RuleName, Direction] = {"latest-model": latest.to_mean_model, "latest-update": latest.to_mean_update}
 
 
@@ -114,6 +116,11 @@ class ServerState:
         """Whether it keeps a row for each institution."""
         return self.plan.rule in TABLE_RULES
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether an update moves the model at once, and nothing else does."""
+        return not (self.is_table or self.momentum or self.adam)
+
     def fold(self, update: Contribution) -> None:
         """Takes one update in. Without optimiser or rows it moves the model at once."""
         if self.is_table:
@@ -142,8 +149,8 @@ class ServerState:
             self._direction = _zeros(self.model)
         return self._direction
 
-    def finish_version(self, shares: Shares) -> None:
-        """The version is complete: rows and optimiser take their step. `shares` are those of everybody that counts."""
+    def finish_version(self, shares: Shares = NOBODY) -> None:
+        """The version is complete: rows and optimiser take their step. A table rule needs the shares of all that count."""
         if not self._folded:
             return
         if self.is_table:

@@ -2,15 +2,27 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from shared.messages import Entry, PrivacyStatement, Unit, Update
-from shared.noise import least_norm
+from shared.noise import least_norm, noise_std
 from shared.plan import Mechanism, Plan
 
 EPSILON_TOLERANCE = 1e-6
 """Relative; what two programs make of the same sum differs by less."""
 UNITS: dict[Mechanism, tuple[Unit, ...]] = {"dp-sgd": ("record", "person"), "update-gaussian": ("institution",)}
 """Whose presence a mechanism can hide."""
+
+
+class Length(NamedTuple):
+    """A norm as it is, and in units of the noise of a multiplier of 1 on so many examples; without noise both are the same.
+
+    A small institution's updates are long because of their noise, a large one's are many times as long as theirs: neither alone
+    says that an update is too long.
+    """
+
+    norm: float
+    in_noise: float
 
 
 def is_newest(sequence: int, entry: Entry) -> bool:
@@ -40,6 +52,15 @@ def norm_fault(norm: float, update: Update, plan: Plan, *, coordinates: int) -> 
     if norm >= least:
         return None
     return f"its norm is {norm:.3g}, the noise that it states is longer than {least:.3g}: the noise is missing, or not all there"
+
+
+def length_of(norm: float, update: Update, plan: Plan, *, coordinates: int) -> Length:
+    """How long an update of this norm is. The stated noise multiplier has no part in it: a plan's budget asks the same of all
+    institutions, and one that states a larger one must not gain by it.
+    """
+    unit = update.privacy.model_copy(update={"noise_multiplier": 1.0})
+    std = None if plan.privacy.mechanism == "none" else noise_std(unit, plan, update.num_examples)
+    return Length(norm, norm / (std * math.sqrt(coordinates)) if std and coordinates else norm)
 
 
 def over_budget(statement: PrivacyStatement, plan: Plan) -> str | None:

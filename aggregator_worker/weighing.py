@@ -3,6 +3,7 @@
 Numbers only. The same object serves the worker, a replay that checks recorded weights, and the simulator.
 """
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,6 +61,13 @@ class Weighing:
         self.members.put(pseudonym, changed)
         self.changes[pseudonym] = changed
         return changed
+
+    def copied(self) -> "Weighing":
+        """One that can go on apart: to know what an update would weigh before it is taken."""
+        other = copy.copy(self)
+        other.members, other.changes = self.members.copied(), dict(self.changes)
+        other.silenced, other.returned = list(self.silenced), list(self.returned)
+        return other
 
     def heard(self, pseudonym: str) -> None:
         """A message of an institution has come: if it was silent, it counts again."""

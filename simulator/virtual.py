@@ -1,11 +1,14 @@
 """An aggregator without a broker: the worker's own admission, weighing, folding and manifests, one update after the other."""
 
 from collections.abc import Mapping
+from typing import Self
 
 from aggregator_worker.admission import admit
+from aggregator_worker.defence import Gate
 from aggregator_worker.federation import Federation
 from aggregator_worker.server_state import ServerState
 from shared import lineage, messages
+from shared.codec import Encoded
 from shared.compact import Delta
 from shared.lineage import Lineage
 from shared.messages import (
@@ -34,15 +37,33 @@ class VirtualAggregator:
     """A federation of institutions that have all said hello. Models of former versions are kept until `release`d.
 
     What it decides is what `aggregator_worker.term` would decide of the same updates in the same order, bit for bit, where a
-    commit takes K updates; nothing is lost, and no time passes.
+    commit takes K updates; nothing is lost, and no time passes. `continuing` takes a real run on, with its own names and bits.
     """
 
-    def __init__(self, plan: Plan, parameters: Parameters, institutions: Mapping[str, int]) -> None:
-        self.plan = plan
-        self._names = {name: pseudonym(SECRET, name) for name in institutions}
+    federation: Federation
+
+    def __init__(self, plan: Plan, parameters: Parameters, institutions: Mapping[str, int], *, gate: Gate | None = None) -> None:
+        self._names: Mapping[str, str] = {name: pseudonym(SECRET, name) for name in institutions}
         table = {self._names[name]: Entry(incarnation=1, num_examples=units) for name, units in institutions.items()}
         self._models: dict[int, Parameters] = {}
-        self.federation = Federation(self._founded(parameters, table), ServerState.of(plan, parameters), bases=self._models.get)
+        state = ServerState.of(plan, parameters)
+        self.federation = Federation(self._founded(plan, parameters, table), state, gate, bases=self._models.get)
+
+    @classmethod
+    def continuing(cls, known: Lineage, state: ServerState, names: Mapping[str, str], models: dict[int, Parameters]) -> Self:
+        """From the head of a real run's lineage on, in the state that it names.
+
+        `names` gives each institution's pseudonym; `models` are the versions as broadcast that later updates were made on.
+        """
+        aggregator = cls.__new__(cls)
+        aggregator._names, aggregator._models = names, models
+        aggregator.federation = Federation(known, state, bases=models.get)
+        return aggregator
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self.federation.plan
 
     @property
     def version(self) -> int:
@@ -66,7 +87,7 @@ class VirtualAggregator:
         """Settles one update, and makes a version where that fills the buffer."""
         lineage_now, entry = self.federation.lineage, self.entry(institution)
         update = Update(
-            run_id=RUN_ID,
+            run_id=self.federation.head.manifest.run_id,
             institution=institution,
             incarnation=1,
             sequence=entry.watermark + 1,
@@ -76,10 +97,13 @@ class VirtualAggregator:
             num_examples=entry.num_examples or 1,
             privacy=privacy,
         )
-        return self.take(update, delta, content="")
+        settlement = self.take(update, delta, content="")
+        if self.federation.buffer_full:
+            self.commit()
+        return settlement
 
     def take(self, update: Update, delta: Delta, *, content: str) -> Settlement:
-        """The same for an update that has its fields already; `content` is its hash."""
+        """Settles an update that has its fields already, and makes no version; `content` is its hash."""
         name = self._names[update.institution]
         admission = admit(
             update,
@@ -88,35 +112,32 @@ class VirtualAggregator:
             lineage=self.federation.lineage,
             shapes=self.federation.state.shapes,
         )
-        settlement = self.federation.settle(name, update, content, admission=admission, delta=delta)
-        if self.federation.buffer_full:
-            self.commit()
-        return settlement
+        return self.federation.settle(name, update, content, admission=admission, delta=delta)
 
     def commit(self, metrics: Metrics | None = None) -> bool:
         """A manifest of whatever is pending; True where it made a version."""
-        federation, head = self.federation, self.federation.head
-        made = federation.finish_version()
-        blob = self._keep(federation.state.model, head.manifest.version + 1) if made else head.manifest.model
+        federation, head = self.federation, self.federation.head.manifest
+        made, blob = federation.finish_version(), head.model
+        if made:
+            blob = self._keep(head.version + 1, messages.encode_model(head.run_id, federation.state.model, self.plan.broadcast))
         manifest = federation.next_manifest(blob, None, metrics or {})
         federation.advance(_folded(federation.lineage, _record(manifest)))
         return made
 
-    def _keep(self, model: Parameters, version: int) -> BlobName:
-        """The model as it would be broadcast."""
-        blob = messages.encode_model(RUN_ID, model, self.plan.broadcast)
+    def _keep(self, version: int, blob: Encoded) -> BlobName:
+        """A version's model as it would be broadcast."""
         self._models[version] = messages.decode_model(blob.joined(), max_bytes=blob.size)
         return BlobName(hash=blob.hash, size=blob.size)
 
-    def _founded(self, parameters: Parameters, table: Mapping[str, Entry]) -> Lineage:
+    def _founded(self, plan: Plan, parameters: Parameters, table: Mapping[str, Entry]) -> Lineage:
         manifest = Manifest(
             run_id=RUN_ID,
             version=0,
             previous="",
-            model=self._keep(parameters, 0),
+            model=self._keep(0, messages.encode_model(RUN_ID, parameters, plan.broadcast)),
             state=None,
-            plan_hash=self.plan.hash,
-            plan=self.plan,
+            plan_hash=plan.hash,
+            plan=plan,
             phase="running",
             phase_reason="",
             settled=[],

@@ -100,12 +100,14 @@ def test_an_author_who_is_who_the_message_says_may_speak():
 
 def test_an_update_on_the_head_is_aggregated_without_staleness():
     lineage, records = lineage_with()
-    assert admitted(an_update(base=records[5]), lineage=lineage) == Admission("aggregated", "", 0)
+    admission = admitted(an_update(base=records[5]), lineage=lineage)
+    assert (admission.outcome, admission.reason, admission.staleness) == ("aggregated", "", 0)
 
 
 def test_an_update_on_an_older_version_has_its_staleness():
     lineage, records = lineage_with()
-    assert admitted(an_update(base=records[2]), lineage=lineage) == Admission("aggregated", "", 3)
+    admission = admitted(an_update(base=records[2]), lineage=lineage)
+    assert (admission.outcome, admission.staleness) == ("aggregated", 3)
 
 
 def admitted(update, delta=DELTA, *, lineage, entry=MEMBER):
@@ -240,8 +242,8 @@ UNSURE = STATED.model_copy(update={"target_delta": None})
 def test_nothing_lowers_what_an_institution_has_spent(spent, changes, entry, reason):
     lineage, records = lineage_with(DP)
     update = an_update(base=records[5], privacy=a_statement(DP, spent), **{"sequence": 4, **changes})
-    expected = Admission("rejected" if reason else "aggregated", reason)
-    assert admitted(update, lineage=lineage, entry=entry) == expected
+    admission = admitted(update, lineage=lineage, entry=entry)
+    assert (admission.outcome, admission.reason) == ("rejected" if reason else "aggregated", reason)
 
 
 @pytest.mark.parametrize(
@@ -298,3 +300,41 @@ def test_the_norm_of_an_update_is_computed_once(monkeypatch):
     lineage, records = lineage_with(DP)
     assert outcome(an_update(base=records[5], privacy=a_statement(DP)), lineage=lineage)[0] == "aggregated"
     assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "length"),
+    [
+        # without noise both are the norm, whatever the update states
+        (a_plan(), {}, (5.0, 5.0)),
+        (a_plan(), {"privacy": a_statement(DP)}, (5.0, 5.0)),
+        # at multiplier 1: learning rate 1 x clipping norm 1 x sqrt(10 steps) / (sample rate 0.25 x 100) in each of 2 coordinates
+        (DP, {}, (5.0, 5.0 / (math.sqrt(10) / 25 * math.sqrt(2)))),
+        (DP, {"num_examples": 200}, (5.0, 2 * 5.0 / (math.sqrt(10) / 25 * math.sqrt(2)))),
+        # noise on the whole update does not depend on the examples: clipping norm 1 in each of 2 coordinates
+        (ON_UPDATE, {}, (5.0, 5.0 / math.sqrt(2))),
+        (ON_UPDATE, {"num_examples": 200}, (5.0, 5.0 / math.sqrt(2))),
+    ],
+)
+def test_the_length_of_an_update_is_its_norm_and_that_in_noise_on_so_many_examples(plan, changes, length):
+    lineage, records = lineage_with(plan)
+    update = an_update(base=records[5], **{"privacy": a_statement(plan), **changes})
+    assert admitted(update, {"w": array(3, -4)}, lineage=lineage).length == pytest.approx(length)
+
+
+def test_stating_more_noise_does_not_make_an_update_shorter():
+    lineage, records = lineage_with(DP)
+    lengths = [
+        admitted(
+            an_update(base=records[5], privacy=a_statement(DP, noise_multiplier=sigma)), {"w": array(60, 80)}, lineage=lineage
+        ).length
+        for sigma in (1.25, 12.5)
+    ]
+    assert lengths[0] == lengths[1] is not None
+
+
+def test_every_update_in_quarantine_is_rejected_whatever_else_is_wrong_with_it():
+    lineage, records = lineage_with(DP)
+    confined = Entry(incarnation=1, quarantined=True)
+    for update in (an_update(base=records[5]), an_update(base=records[5], plan_hash="e" * 64)):
+        assert admitted(update, {}, lineage=lineage, entry=confined) == Admission("rejected", "in quarantine")
