@@ -1,13 +1,16 @@
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from client_worker.randomness import SecureRandom
+from shared.plan import AggregationPlan, Plan, PrivacyPlan
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import evaluate
 from shared.tasks.spec import TaskSpec, Transport, parse_task
-from simulator.federation import Member, Options, Run, simulate
+from simulator.federation import WITHOUT_NOISE, Member, Options, Run, Timetable, arrivals, simulate
+from simulator.virtual import VirtualAggregator
 
 KEY = bytes(range(32))
 
@@ -69,27 +72,40 @@ def test_staleness_counts_the_versions_made_meanwhile() -> None:
     assert [each.base_version for each in found.arrivals] == [0, 1, 0, 2, 4, 3, 6, 7]
 
 
-def test_weight_is_the_rate_times_the_share_times_the_staleness_weight() -> None:
-    spec = task('server_learning_rate = 3.0\nstaleness_function = "polynomial"\nstaleness_exponent = 0.5')
+def test_weight_is_the_rate_times_the_credit_of_a_cycle_and_a_half_damped_by_half_a_cycle() -> None:
+    spec = task('server_learning_rate = 0.5\nstaleness_function = "polynomial"\nstaleness_exponent = 0.5')
 
     third = run(spec, (1.0, 2.5), Options(epsilon=None)).arrivals[2]
 
-    # bank-1 has 200 of 300 rows; its update is two versions late
-    assert third.weight == pytest.approx(3.0 * 2 / 3 / 3**0.5, rel=1e-6)
+    # bank-1 has 200 of 300 rows. A cycle is two arrivals; of the two versions that it missed, one is usual
+    assert third.weight == pytest.approx(0.5 * 2 / 3 * 1.5 / 1.5**0.5, rel=1e-6)
 
 
-def test_a_buffer_of_two_makes_half_as_many_versions() -> None:
-    found = run(task("buffer_size = 2"), (1.0, 1.1), Options(epsilon=None))
+def test_another_rule_is_a_matter_of_the_plan() -> None:
+    plan = AggregationPlan(rule="fedasync", server_learning_rate=0.6)
+
+    found = run(task(), (1.0, 2.5), Options(epsilon=None, aggregation=plan))
+
+    assert [each.weight for each in found.arrivals[:3]] == pytest.approx([0.6, 0.6, 0.6 / 3**0.5], rel=1e-6)
+
+
+def test_a_buffer_of_exactly_two_makes_half_as_many_versions() -> None:
+    plan = AggregationPlan(buffer_size=2, exact_buffer=True)
+
+    found = run(task(), (1.0, 1.1), Options(epsilon=None, aggregation=plan))
 
     assert [each.base_version for each in found.arrivals] == [0, 0, 0, 1, 1, 2, 2, 3]
     assert [each.staleness for each in found.arrivals] == [0, 0, 1, 0, 1, 0, 1, 0]
 
 
 def test_a_run_ends_at_its_total_and_folds_what_is_left_in_the_buffer() -> None:
-    found = run(task("buffer_size = 2"), (1.0, 1.1), Options(epsilon=None, total=5))
+    plan = AggregationPlan(buffer_size=2, exact_buffer=True)
 
-    assert len(found.arrivals) == 5
-    assert found.arrivals[4].staleness == 1
+    four, five = (run(task(), (1.0, 1.1), Options(epsilon=None, total=total, aggregation=plan)) for total in (4, 5))
+
+    assert len(five.arrivals) == 5
+    assert five.arrivals[4].staleness == 1
+    assert not np.array_equal(four.parameters["weight"], five.parameters["weight"])
 
 
 def test_one_institution_alone_at_weight_one_is_plain_sgd() -> None:
@@ -131,3 +147,25 @@ def test_deltas_are_folded_as_they_would_arrive(epsilon: float | None) -> None:
         moved = array / np.float32(weight)
         distance = np.abs(moved - exact.parameters[name] / np.float32(weight))
         assert 0 < distance.max() < np.abs(moved).max() / 5
+
+
+def test_who_rests_takes_the_newest_model_afterwards_and_who_leaves_is_not_waited_for() -> None:
+    plan = Plan(task="t", task_hash="0" * 64, privacy=PrivacyPlan(mechanism="none", epsilon=None))
+    aggregator = VirtualAggregator(plan, {"x": np.zeros(1, dtype=np.float32)}, {"a": 1, "b": 1, "c": 1})
+    rests = {1: lambda now: 2.5 if now == 1.1 else 0.0, 2: lambda now: math.inf if now else 0.0}
+    timetable = Timetable(lambda place: 1.0 + place / 10, lambda place, now: rests[place](now) if place in rests else 0.0)
+
+    found = arrivals(aggregator, "abc", timetable, lambda _, base: (dict(base), WITHOUT_NOISE), updates=5, total=9)
+
+    # b rests from 1.1 to 3.6 and trains until 4.7; c leaves after its first update
+    assert [(each.institution, round(each.seconds, 1), each.base_version) for each in found] == [
+        ("a", 1.0, 0),
+        ("b", 1.1, 0),
+        ("c", 1.2, 0),
+        ("a", 2.0, 1),
+        ("a", 3.0, 4),
+        ("a", 4.0, 5),
+        ("b", 4.7, 5),
+        ("a", 5.0, 6),
+        ("b", 5.8, 7),
+    ]

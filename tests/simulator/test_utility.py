@@ -48,8 +48,8 @@ def test_a_target_is_about_the_mean_and_a_missed_one_is_told() -> None:
 
 def test_a_study_can_be_repeated_to_the_bit(tmp_path: Path) -> None:
     study = Study("heart-disease", None, 1e-3, seeds=1, epsilons=(None, 3.0))
-    first = found(study, tmp_path, seed=0, speeds="one slow")
-    again = list(trials(study, *read_folder(tmp_path), seed=0, speeds="one slow"))
+    first = found(study, tmp_path, seed=1, speeds="one slow")
+    again = list(trials(study, *read_folder(tmp_path), seed=1, speeds="one slow"))
 
     assert first == again
     assert [each.epsilon for each in first] == [None, 3.0]
