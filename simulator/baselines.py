@@ -4,19 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from client_worker.mechanism import LocalTraining
+from client_worker.own_model import trained_to_convergence
 from client_worker.training import LocalTrainer
 from shared.parameters import Array
 from shared.tasks.features import Dataset
-from shared.tasks.loss import loss
 from shared.tasks.metrics import Figures, evaluate
-from shared.tasks.models import build_model, initial_parameters, to_parameters
+from shared.tasks.models import initial_parameters
 from shared.tasks.spec import LOWER_IS_BETTER, TaskSpec
 
 PENALTIES = (1e-3, 1e-2, 3e-2)  # times half the squared norm of the parameters, beside the mean loss
-MOST_ITERATIONS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,24 +62,6 @@ def _candidates(spec: TaskSpec, training: Dataset, seed: int) -> Iterator[dict[s
     for penalty in PENALTIES:
         yield trained_to_convergence(spec, training, penalty, seed)
     yield _same_steps(spec, training, seed)
-
-
-def trained_to_convergence(spec: TaskSpec, training: Dataset, penalty: float, seed: int) -> dict[str, Array]:
-    """Minimised by L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5)."""
-    model = build_model(spec, seed=seed)
-    weights = list(model.parameters())
-    optimizer = torch.optim.LBFGS(weights, max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
-    features, labels = torch.from_numpy(training.features), torch.from_numpy(training.labels)
-
-    def objective() -> torch.Tensor:
-        optimizer.zero_grad()
-        mean = loss(spec.kind, model(features), labels) / len(training)
-        value = mean + penalty / 2 * sum((weight.square().sum() for weight in weights), torch.zeros(()))
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    return to_parameters(model)
 
 
 def _same_steps(spec: TaskSpec, training: Dataset, seed: int) -> dict[str, Array]:

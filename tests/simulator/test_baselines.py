@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from client_worker.own_model import trained_to_convergence
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import evaluate
 from shared.tasks.spec import TaskSpec, parse_task
-from simulator.baselines import PENALTIES, alone, pooled, trained_to_convergence, union
+from simulator.baselines import PENALTIES, alone, pooled, union
 
 
 def task(metric: str = "auc") -> TaskSpec:
