@@ -27,6 +27,12 @@ MOST_AT_ONCE = 64
 """Deliveries taken before the loop looks at everything else again."""
 RESEND_SECONDS = 60.0
 
+QUARANTINED = "quarantined"
+WHAT_TO_DO = (
+    "the aggregator folds nothing of this institution, so that nothing is trained and no budget spent: look for a mistake in its "
+    "data and settings, and ask the operator, who alone can release it"
+)
+
 log = structlog.get_logger()
 
 
@@ -202,7 +208,7 @@ class Session:
         """What one more training may be and what it would state; None, and said why, where there is to be none now."""
         head, lineage = self._reader.current()
         plan, plan_hash = lineage.plan, head.manifest.plan_hash
-        if plan is None or plan_hash == self._left_plan:
+        if plan is None or plan_hash == self._left_plan or self._is_quarantined():
             return None
         require_task(plan, task_hash=self._work.data.task_hash)
         try:
@@ -215,6 +221,16 @@ class Session:
             self._tell_terms(plan, plan_hash, statement)
             return None if self._work.wait_seconds(plan, self._draw) > 0 else (plan, statement)
         return None
+
+    def _is_quarantined(self) -> bool:
+        """Whether the newest table says so; said once, and once more when it is over."""
+        quarantined = require_membership(self._reader.lineage, self._work.member).quarantined
+        if quarantined:
+            self._say(QUARANTINED, WHAT_TO_DO)
+        elif self._said[0] == QUARANTINED:
+            self._said = ("", "")
+            log.info("released from quarantine")
+        return quarantined
 
     def _tell_terms(self, plan: Plan, plan_hash: str, statement: PrivacyStatement) -> None:
         """One line of the log for each plan, before anything is trained under it."""

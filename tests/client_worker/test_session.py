@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker_config.memory import MemoryRabbit
 from broker_config.streams import publish_claim, publish_record
@@ -335,6 +336,50 @@ def test_a_spent_budget_stops_training_and_keeps_the_worker_up(tmp_path):
     turned(session)
     assert scene.nothing_received()
     scene.close()
+
+
+def test_in_quarantine_nothing_is_trained_and_after_it_the_worker_goes_on_by_itself(scene):
+    session = scene.welcomed()
+    first, digest = scene.update(session)
+    for turn in (1, 2):
+        scene.entry = scene.entry.model_copy(update={"quarantined": True})
+        with capture_logs() as said:
+            scene.settle(first, digest, model=2.0 * turn)
+            turned(session, 10)
+            scene.commit(2.0 * turn + 1)
+            turned(session, 10)
+        assert scene.nothing_received()
+        assert scene.work.ledger.totals.reservations == turn, "no budget is spent"
+        assert not session.finished
+        (told,) = [line for line in said if line["event"] == "not training"]
+        assert told["state"] == "quarantined"
+        assert "ask the operator" in told["reason"]
+        scene.entry = scene.entry.model_copy(update={"quarantined": False})
+        with capture_logs() as said:
+            scene.commit(10.0 * turn)
+            first, digest = scene.update(session)
+        assert first.base_version == scene.head.manifest.version
+        assert "released from quarantine" in [line["event"] for line in said]
+
+
+def test_who_starts_in_quarantine_says_hello_and_trains_nothing(scene):
+    scene.entry = scene.entry.model_copy(update={"quarantined": True})
+    session = scene.welcomed()
+    turned(session, 10)
+    assert scene.nothing_received()
+    assert scene.work.ledger.totals.reservations == 0
+
+
+def test_who_is_put_into_quarantine_while_a_model_is_on_its_way_does_not_train_on_it(scene):
+    session = scene.welcomed()
+    arrived, session._model = session._model, lambda wanted: None
+    stepped(session, lambda: session._wanted)
+    scene.entry = scene.entry.model_copy(update={"quarantined": True})
+    scene.commit(5.0)
+    turned(session)
+    session._model = arrived
+    turned(session, 10)
+    assert scene.work.ledger.totals.reservations == 0
 
 
 def test_a_finished_run_ends_the_session_after_everything_is_settled(scene):
