@@ -9,6 +9,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from aggregator_worker.defence import Gate
 from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
@@ -46,6 +47,7 @@ def aggregator(
 def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> TermSettings:
     """Everything a term needs, read and checked before anything connects. Raises SettingsError."""
     settings.members()
+    evaluate, gate = _evaluation(settings)
     return TermSettings(
         claimant=process_name("fedqueue-aggregator"),
         state_folder=settings.state_folder,
@@ -54,25 +56,28 @@ def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> Te
         stopping=stopping.is_set,
         consumer_timeout_seconds=settings.durability.consumer_timeout_seconds,
         orphan_seconds=settings.durability.orphan_seconds,
-        evaluate=_evaluation(settings),
+        evaluate=evaluate,
+        gate=gate,
         on_admitted=settings.remember,
         on_report=lambda report: _keep_report(settings.state_folder / "reports.jsonl", report),
     )
 
 
-def _evaluation(settings: AggregatorSettings) -> Callable[[Parameters], Metrics]:
+def _evaluation(settings: AggregatorSettings) -> tuple[Callable[[Parameters], Metrics], Gate | None]:
+    """What is asked of every version, and of every update."""
     if settings.held_out_file is None:
-        return lambda model: {}
+        return lambda model: {}, None
     if settings.task_file is None:
         raise SettingsError("held_out_file needs task_file, which says how to read it")
     # torch costs 2 CPU-seconds and 200 MB per process, and an aggregator without held-out rows needs none of it
-    from aggregator_worker.evaluation import held_out_evaluation
+    from aggregator_worker.evaluation import evaluation_on, held_out, log_loss_on
 
     try:
         spec = parse_task(settings.task_file.read_text(), source=str(settings.task_file))
     except OSError as error:
         raise SettingsError(f"task_file {settings.task_file}: {error.strerror}") from error
-    return held_out_evaluation(spec, settings.held_out_file)
+    rows = held_out(spec, settings.held_out_file)
+    return evaluation_on(spec, rows), log_loss_on(spec, rows)
 
 
 def _keep_report(file: Path, report: Report) -> None:

@@ -81,10 +81,11 @@ class Desk:
     def settle(self, institution: str, upload: Upload, update: Update, delta: Delta) -> Settlement:
         """Admits and settles an update whose turn it is; folds it where it is to be aggregated."""
         federation, pseudonym = self.federation, self.pseudonym_of(institution)
+        entry = federation.table[pseudonym]
         admission = admit(
             update,
             delta,
-            entry=federation.table[pseudonym],
+            entry=entry,
             lineage=federation.lineage,
             shapes=federation.state.shapes,
         )
@@ -101,8 +102,10 @@ class Desk:
             reason=settlement.reason,
             staleness=settlement.staleness,
             weight=round(float.fromhex(settlement.weight), 6),
+            scale=round(float.fromhex(settlement.scale), 6),
             version=federation.head.manifest.version,
         )
+        say_quarantined(institution, entry, federation.table[pseudonym], settlement.reason)
         return settlement
 
     def keep(self, *deliveries: Delivery) -> None:
@@ -211,6 +214,7 @@ class Desk:
         content, pseudonym = upload.head.content, self.pseudonym_of(institution)
         reason = str(error)[:200]
         settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
+        say_quarantined(institution, entry, self.federation.table[pseudonym], reason)
         self.keep(*upload.deliveries)
         self._tell(institution, settlement)
         self.settle_followers(institution)
@@ -357,3 +361,9 @@ class Desk:
 def say_refused(sender: str, error: RejectedMessageError) -> None:
     """One line of the log for what went to the dead letters."""
     log.warning("delivery", institution=sender, outcome="refused", error=type(error).__name__, reason=str(error)[:200])
+
+
+def say_quarantined(institution: str, before: Entry, after: Entry, reason: str) -> None:
+    """One line of the log where an institution was put into quarantine by what it sent last."""
+    if after.quarantined and not before.quarantined:
+        log.warning("quarantined", institution=institution, rejected=after.counters.rejected, reason=reason)

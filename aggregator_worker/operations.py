@@ -46,6 +46,10 @@ def _follow(federation: Federation, operation: Operation, pseudonym_of: Callable
             _admit(federation, pseudonym_of(_institution(operation.arguments)), operation.arguments)
         case "remove":
             _remove(federation, pseudonym_of(_institution(operation.arguments)))
+        case "quarantine":
+            _confine(federation, pseudonym_of(_institution(operation.arguments)))
+        case "release":
+            _release(federation, pseudonym_of(_institution(operation.arguments)))
         case _:
             raise RefusedOperationError(f"this aggregator cannot {operation.kind} yet")
 
@@ -82,7 +86,28 @@ def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any])
 
 
 def _remove(federation: Federation, pseudonym: str) -> None:
+    entry = _member(federation, pseudonym)
+    federation.change(pseudonym, entry.model_copy(update={"active": False, "removed": True}))
+
+
+def _confine(federation: Federation, pseudonym: str) -> None:
+    """Into quarantine: its numbers go on being settled, nothing of it is folded, and the others share its weight."""
+    entry = _member(federation, pseudonym)
+    if entry.quarantined:
+        raise RefusedOperationError("it is in quarantine already")
+    federation.change(pseudonym, entry.model_copy(update={"quarantined": True}))
+
+
+def _release(federation: Federation, pseudonym: str) -> None:
+    """Out of quarantine with nothing against it, and with no weight but what it earns from now on."""
+    entry = _member(federation, pseudonym)
+    if not entry.quarantined:
+        raise RefusedOperationError("it is not in quarantine")
+    federation.change(pseudonym, entry.model_copy(update={"quarantined": False, "strikes": 0}))
+
+
+def _member(federation: Federation, pseudonym: str) -> Entry:
     entry = federation.entry(pseudonym)
     if entry is None:
         raise RefusedOperationError("it is not a member")
-    federation.change(pseudonym, entry.model_copy(update={"active": False, "removed": True}))
+    return entry

@@ -10,6 +10,7 @@ import structlog
 from aggregator_worker import checkpoint, commit, leadership
 from aggregator_worker.bases import KeptModels
 from aggregator_worker.commit import Committer, Hooks
+from aggregator_worker.defence import Gate
 from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
@@ -65,6 +66,7 @@ class TermSettings:
     orphan_seconds: float = 600.0
     after_step: Callable[[str], None] = _no_step
     evaluate: Callable[[Parameters], Metrics] = _no_metrics
+    gate: Gate | None = None
     on_report: Callable[[Report], None] = _no_report
     on_admitted: Callable[[str], None] = _nobody_admitted
     clock: Callable[[], float] = time.monotonic
@@ -128,7 +130,7 @@ class Term:
             newest = committer.mended(saved.newest if use.missing else head, state, plan)
             committer.resume(saved.records, [*use.missing[:-1], newest], epoch=epoch)
         self._settings.after_step("head")
-        return Federation(self._lead.reader.lineage, state, bases=KeptModels(self._broker))
+        return Federation(self._lead.reader.lineage, state, self._settings.gate, bases=KeptModels(self._broker))
 
     def _open_desk(self, federation: Federation) -> Desk:
         settings, limits = self._settings, federation.plan.limits

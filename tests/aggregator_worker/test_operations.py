@@ -45,7 +45,7 @@ def test_an_order_that_comes_again_after_its_commit_has_no_effect():
     applied(federation, "resume", 2)
     commit(federation)
     assert operations.apply(federation, an_operation("pause"), name_of) is None
-    assert federation.pending.empty
+    assert federation.empty
 
 
 def test_orders_stay_known_through_whole_manifests():
@@ -85,7 +85,7 @@ def test_no_more_institutions_are_admitted_than_the_plan_allows():
 def test_an_order_without_a_possible_institution_is_refused(arguments):
     federation = a_federation(MODEL)
     assert applied(federation, "admit", **arguments)[0] is False
-    assert federation.pending.changes == {}
+    assert federation.weighing.changes == {}
 
 
 @pytest.mark.parametrize("incarnation", [0, -1, "2", 1.5, True, None])
@@ -101,6 +101,6 @@ def test_a_removed_institution_leaves_a_tombstone_with_its_watermark():
     assert applied(federation, "remove", 2, institution="bank-a") == (False, "it is not a member")
 
 
-@pytest.mark.parametrize("kind", ["quarantine", "release", "roll-back", "requeue", "change-plan"])
+@pytest.mark.parametrize("kind", ["roll-back", "requeue", "change-plan"])
 def test_what_this_aggregator_cannot_do_is_refused_by_name(kind):
     assert applied(a_federation(MODEL), kind) == (False, f"this aggregator cannot {kind} yet")
