@@ -18,20 +18,26 @@ def apply(federation: Federation, operation: Operation, pseudonym_of: Callable[[
     return settled(federation, operation, lambda: _follow(federation, operation, pseudonym_of))
 
 
-def settled(federation: Federation, operation: Operation, follow: Callable[[], None]) -> OperationOutcome | None:
-    """What becomes of an order that `follow` follows, or refuses with RefusedOperationError. None when its id is known."""
-    pending = federation.pending.operations
-    known = {*federation.lineage.operation_ids, *(done.operation_id for done in pending)}
-    if operation.operation_id in known:
+def settled(federation: Federation, operation: Operation, follow: Callable[[], str | None]) -> OperationOutcome | None:
+    """What becomes of an order that `follow` follows, or refuses with RefusedOperationError. None when its id is known.
+
+    What `follow` returns is told with the order.
+    """
+    if is_settled(federation, operation):
         return None
     try:
-        follow()
-        applied, reason = True, ""
+        applied, reason = True, follow() or ""
     except RefusedOperationError as error:
         applied, reason = False, str(error)
     outcome = OperationOutcome(operation_id=operation.operation_id, kind=operation.kind, applied=applied, reason=reason)
-    pending.append(outcome)
+    federation.pending.operations.append(outcome)
     return outcome
+
+
+def is_settled(federation: Federation, operation: Operation) -> bool:
+    """Whether an order's id is among the last that were settled."""
+    pending = (done.operation_id for done in federation.pending.operations)
+    return operation.operation_id in {*federation.lineage.operation_ids, *pending}
 
 
 def _follow(federation: Federation, operation: Operation, pseudonym_of: Callable[[str], str]) -> None:

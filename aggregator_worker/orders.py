@@ -2,6 +2,8 @@
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
 
 import structlog
 
@@ -9,26 +11,32 @@ from aggregator_worker import operations
 from aggregator_worker.admission import Number, check_author
 from aggregator_worker.dead_letters import put_aside, taken_back
 from aggregator_worker.desk import Desk, say_refused
+from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Upload
+from aggregator_worker.model_uploads import ModelUpload, ModelUploads
 from aggregator_worker.operations import RefusedOperationError
+from aggregator_worker.roll_back import KIND as ROLL_BACK
+from aggregator_worker.roll_back import checked_model
 from broker_config.streams import records_of
 from broker_config.topology import OPERATIONS
 from shared import messages
 from shared.broker import Delivery
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
 from shared.messages import Operation, OperationOutcome
+from shared.parameters import Parameters
 
 MAX_ORDER_BYTES = 16 * 2**20
-"""An order may carry a chunk of a dead letter."""
+"""An order may carry a chunk of a dead letter, or of a model."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Orders:
-    """Follows orders on behalf of a desk."""
+    """Follows orders on behalf of a desk. `models` holds what has come of a roll-back's model; whoever gave it closes it."""
 
     desk: Desk
+    models: ModelUploads
 
     def take(self, delivery: Delivery) -> Operation | None:
         """Follows an operator's order; returns it if it was applied just now."""
@@ -53,7 +61,38 @@ class Orders:
     def _settled(self, operation: Operation, delivery: Delivery) -> OperationOutcome | None:
         if operation.kind == "requeue":
             return operations.settled(self.desk.federation, operation, lambda: self._requeue(operation, delivery))
+        if operation.kind == ROLL_BACK:
+            return self._roll_back(operation)
         return operations.apply(self.desk.federation, operation, self.desk.pseudonym_of)
+
+    def _roll_back(self, operation: Operation) -> OperationOutcome | None:
+        """Takes a chunk of the model; with the last one the order is settled. A successor does not know the chunks before it."""
+        federation = self.desk.federation
+        if operations.is_settled(federation, operation):
+            return None
+        shapes = federation.state.shapes
+        try:
+            upload = self.models.take(operation, max_bytes=encoded_bytes(federation))
+            model = None if upload is None else checked_model(upload.content, shapes)
+        except RejectedMessageError as error:
+            return operations.settled(federation, operation, partial(_refuse, str(error)[:200]))
+        if upload is None or model is None:
+            return None
+        return operations.settled(federation, operation, lambda: self._replace(upload, model))
+
+    def _replace(self, upload: ModelUpload, model: Parameters) -> str:
+        """Puts the model in the newest one's place; returns what the manifest tells of it. Raises RefusedOperationError."""
+        federation, wanted = self.desk.federation, upload.wanted
+        head, offender = federation.head.manifest, federation.table.get(wanted.without)
+        if upload.replaces != head.model.hash or federation.makes_version:
+            newest = head.version + federation.makes_version
+            raise RefusedOperationError(f"version {newest} has been made since the operator looked; it would be lost")
+        if wanted.to_version > head.version:
+            raise RefusedOperationError(f"there is no version {wanted.to_version} yet, {head.version} is the newest")
+        if offender is not None and not (offender.quarantined or offender.removed):
+            raise RefusedOperationError(f"{wanted.without} is neither in quarantine nor removed: its next update would be folded")
+        federation.replace_model(model)
+        return wanted.told()
 
     def _requeue(self, operation: Operation, delivery: Delivery) -> None:
         """Takes a dead letter back. Raises RefusedOperationError where its update must not or cannot be folded."""
@@ -94,3 +133,12 @@ class Orders:
             raise IncompatibleUpdateError(f"the lineage no longer tells what became of number {number.sequence}")
         if "aggregated" in outcomes:
             raise IncompatibleUpdateError(f"number {number.sequence} is aggregated already")
+
+
+def encoded_bytes(federation: Federation) -> int:
+    """What the present model takes in float32, and so every model that may take its place."""
+    return messages.encode_model(federation.head.manifest.run_id, federation.state.model).size
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise RefusedOperationError(reason)

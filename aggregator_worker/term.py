@@ -15,6 +15,7 @@ from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
+from aggregator_worker.model_uploads import ModelUploads
 from aggregator_worker.orders import Orders
 from aggregator_worker.server_state import ServerState
 from broker_config.streams import fetch_model, fetch_state, once_told
@@ -80,6 +81,7 @@ class Term:
         self._settings = settings
         self._owners: dict[str, str] = {}
         self._orders: list[Operation] = []
+        self._models = ModelUploads(settings.state_folder)
         self._group = 0
         self._looked_at = 0.0
         self._lead = Leadership(
@@ -105,6 +107,7 @@ class Term:
                 self._step(desk, committer)
         finally:
             desk.close()
+            self._models.close()
 
     def _require_room(self) -> None:
         """Whoever cannot commit does not claim; the token goes to the next. Room for a checkpoint and an update that waits."""
@@ -178,7 +181,8 @@ class Term:
         if delivery is not None:
             self._group += due
             self._take(desk, delivery)
-        elif due:
+        # a model that was replaced is a version of its own: nothing is folded into it
+        if desk.federation.pending.replaced or (due and delivery is None):
             self._commit(desk, committer)
         desk.tidy(orphan_seconds=self._settings.orphan_seconds)
         self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
@@ -199,7 +203,7 @@ class Term:
         if delivery.queue in self._owners:
             desk.take(delivery, self._owners[delivery.queue])
         elif delivery.queue == OPERATIONS:
-            self._note(Orders(desk).take(delivery))
+            self._note(Orders(desk, self._models).take(delivery))
 
     def _note(self, operation: Operation | None) -> None:
         if operation is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aggregator_worker.desk import Desk
 from aggregator_worker.intake import Intake
+from aggregator_worker.model_uploads import ModelUploads
 from aggregator_worker.orders import Orders
 from broker_config.streams import publish_claim, publish_record
 from broker_config.topology import DEAD_LETTERS, OPERATIONS, update_queue
@@ -49,6 +50,7 @@ class Counter:
     reports: list[Report] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.models = ModelUploads(self.folder)
         self.federation = a_federation(self.model, self.plan, TABLE)
         self.broker = self.server.connect("aggregator")
         publish_claim(self.broker, a_claim(1))
@@ -91,7 +93,7 @@ class Counter:
         """Publishes an order as the operator does and lets the desk take it."""
         body = messages.encode("operation", operation)
         self.server.connect("operator").publish(OPERATIONS, Message(body, "operation", "x"))
-        return Orders(self.desk).take(self.received())
+        return Orders(self.desk, self.models).take(self.received())
 
     def requeue(self, *letters: Message) -> list[tuple[bool, str]]:
         """Orders letters to be taken back; whether each order was applied, and why not."""
