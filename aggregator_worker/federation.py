@@ -255,6 +255,8 @@ class Federation:
             raise ValueError("a model is replaced between two versions")
         self.state = ServerState.of(self.plan, model)
         self.pending.replaced = True
+        if self._gate is not None:
+            self._gate.forget()
 
     @property
     def makes_version(self) -> bool:

@@ -15,7 +15,12 @@ class RefusedOperationError(ValueError):
 
 def apply(federation: Federation, operation: Operation, pseudonym_of: Callable[[str], str]) -> OperationOutcome | None:
     """Applies one order that concerns the table or the phase. None when its id was settled before."""
-    return settled(federation, operation, lambda: _follow(federation, operation, pseudonym_of))
+
+    def follow() -> str:
+        _follow(federation, operation, pseudonym_of)
+        return _said(operation.arguments)
+
+    return settled(federation, operation, follow)
 
 
 def settled(federation: Federation, operation: Operation, follow: Callable[[], str | None]) -> OperationOutcome | None:
@@ -58,6 +63,12 @@ def _follow(federation: Federation, operation: Operation, pseudonym_of: Callable
             _release(federation, pseudonym_of(_institution(operation.arguments)))
         case _:
             raise RefusedOperationError(f"this aggregator cannot {operation.kind} yet")
+
+
+def _said(arguments: Mapping[str, Any]) -> str:
+    """Why the operator orders it, for all who read manifests."""
+    reason = arguments.get("reason", "")
+    return reason[:200] if isinstance(reason, str) else ""
 
 
 def _institution(arguments: Mapping[str, Any]) -> str:
