@@ -1,6 +1,7 @@
 """`fedqueue-client`: settings, logs, signals and exit codes; nothing else."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -24,13 +25,21 @@ log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+ConfigFile = typer.Option("--config", help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")
+
+
+@app.callback(invoke_without_command=True)
 def client(
-    config: Annotated[Path, typer.Option(help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")],
+    context: typer.Context,
+    config: Annotated[Path | None, ConfigFile] = None,
     check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
 ) -> None:
     """Trains on this institution's data and publishes noised updates; the data stay here."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise typer.BadParameter("it is missing; name the settings file", param_hint="'--config'")
     stopping = threading.Event() if check else stop_on_signals()
     settings = read_settings(ClientSettings, config)
     settings = settings if device is None else settings.model_copy(update={"device": device})
@@ -52,6 +61,36 @@ def client(
     work = LocalWork(member(settings), with_count(settings, data, ledger), ledger, stopping)
     run(lambda: connect(settings.broker, name=process_name("fedqueue-client", settings.institution)), work, stopping)
     log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
+
+
+@app.command()
+def personalise(
+    config: Annotated[Path, ConfigFile],
+    test: Annotated[Path | None, typer.Option(help="Rows to judge by, not trained on; else validation_file.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="Begin with this version instead of the newest.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Instead of the state folder.")] = None,
+) -> None:
+    """Fine-tune the newest model on this institution's rows, for itself alone: nothing is published, no budget is spent."""
+    configure(level="error")
+    try:
+        _personalise(read_settings(ClientSettings, config), test=test, version=version, out=out)
+    finally:
+        structlog.reset_defaults()  # its errors are sentences for people, not lines of a log
+
+
+def _personalise(settings: ClientSettings, *, test: Path | None, version: int | None, out: Path | None) -> None:
+    # Only whoever asks for it waits for torch.
+    from rich.console import Console
+
+    from client_worker.personal_table import told
+    from client_worker.personalise import compare, fetch, file_for, keep, read_rows
+
+    path, rows = file_for(settings, out), read_rows(settings, test)
+    with closing(connect(settings.broker, name=process_name("fedqueue-client", settings.institution, "personalise"))) as broker:
+        source, model = fetch(broker, member(settings), rows.spec, version=version)
+    found = compare(rows, model)
+    keep(path, rows, source, found)
+    Console().print(told(rows, source, found, path))
 
 
 def member(settings: ClientSettings) -> Member:

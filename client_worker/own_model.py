@@ -14,8 +14,9 @@ from shared.errors import DataError
 from shared.parameters import Array, Parameters
 from shared.tasks.features import Dataset
 from shared.tasks.loss import loss
+from shared.tasks.metrics import Figures
 from shared.tasks.models import build_model, initial_parameters, load_parameters, to_parameters
-from shared.tasks.spec import TaskSpec
+from shared.tasks.spec import LOWER_IS_BETTER, TaskSpec
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Times half the squared distance from the global model, or from zero, beside the mean loss; from the strongest on."""
@@ -70,6 +71,14 @@ def of_own_rows(spec: TaskSpec, training: Dataset) -> OwnModel:
 def trained_to_convergence(spec: TaskSpec, training: Dataset, penalty: float, seed: int) -> dict[str, Array]:
     """The least of mean loss + penalty / 2 x squared norm of the parameters, from a start of the seed."""
     return _minimised(spec, training, penalty, start=initial_parameters(spec, seed))
+
+
+def merit(spec: TaskSpec, figures: Figures) -> float:
+    """The task's first figure, turned so that more is better; one that does not exist is the least."""
+    figure = figures[spec.first_metric]
+    if figure is None:
+        return -np.inf
+    return -figure if spec.first_metric in LOWER_IS_BETTER else figure
 
 
 def _chosen(spec: TaskSpec, training: Dataset, path: Path, penalties: tuple[float | None, ...]) -> OwnModel:

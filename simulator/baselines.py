@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from client_worker.mechanism import LocalTraining
-from client_worker.own_model import trained_to_convergence
+from client_worker.own_model import merit, trained_to_convergence
 from client_worker.training import LocalTrainer
 from shared.parameters import Array
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import Figures, evaluate
 from shared.tasks.models import initial_parameters
-from shared.tasks.spec import LOWER_IS_BETTER, TaskSpec
+from shared.tasks.spec import TaskSpec
 
 PENALTIES = (1e-3, 1e-2, 3e-2)  # times half the squared norm of the parameters, beside the mean loss
 
@@ -32,7 +32,7 @@ def alone(spec: TaskSpec, training: Dataset, own_test: Dataset, union_test: Data
     The choice is among training to convergence under each of PENALTIES and as many plain SGD steps as in the federation.
     """
     candidates = [(parameters, evaluate(spec, parameters, own_test)) for parameters in _candidates(spec, training, seed)]
-    parameters, own = max(candidates, key=lambda candidate: _merit(spec, candidate[1]))
+    parameters, own = max(candidates, key=lambda candidate: merit(spec, candidate[1]))
     return Baseline(parameters, evaluate(spec, parameters, union_test), own)
 
 
@@ -49,13 +49,6 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
         return Dataset(features, labels)
     firsts = np.cumsum([0, *(each.units for each in datasets[:-1])])
     return Dataset(features, labels, np.concatenate([persons + first for persons, first in zip(known, firsts, strict=True)]))
-
-
-def _merit(spec: TaskSpec, figures: Figures) -> float:
-    figure = figures[spec.first_metric]
-    if figure is None:
-        return -np.inf
-    return -figure if spec.first_metric in LOWER_IS_BETTER else figure
 
 
 def _candidates(spec: TaskSpec, training: Dataset, seed: int) -> Iterator[dict[str, Array]]:
