@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from aggregator_worker import checkpoint
+from aggregator_worker.best import kept, with_best
 from aggregator_worker.checkpoint import KEPT_RECORDS
+from aggregator_worker.ending import Progress
 from aggregator_worker.federation import Federation
 from aggregator_worker.server_state import ServerState
 from broker_config.streams import BlobWriter, publish_record
@@ -16,11 +18,11 @@ from shared import messages
 from shared.broker import Broker, Delivery, Message
 from shared.codec import Encoded
 from shared.errors import CheckpointError, PublishRefusedError, TopologyError
-from shared.messages import BlobName, Control, ManifestRecord, Metrics
+from shared.messages import BlobName, Control, Location, Manifest, ManifestRecord, Metrics
 from shared.parameters import Parameters
 from shared.plan import Plan
 
-STEPS = ("checkpoint", "chunk", "state blob", "model blob", "manifest", "read back", "acknowledge", "hints")
+STEPS = ("best model", "checkpoint", "chunk", "state blob", "model blob", "manifest", "read back", "acknowledge", "hints")
 """After each of these something more is durable, or known to be; tests kill the process between every two. `chunk` is told once
 for each that is handed to the broker; after `manifest` the broker has it, and nobody has read it back."""
 _STREAMS = {"state": STATE, "model": MODEL}
@@ -75,12 +77,12 @@ class Committer:
             if name is None or at is None or name.hash != blob.hash:
                 raise CheckpointError("the checkpoint's arrays are not those of its manifest; move the checkpoint away")
             places[kind] = self._writers[kind].complete(blob, kind, plan, manifest.run_id, at=at)
-        return replace(record, model_at=places["model"] or record.model_at, state_at=places["state"])
+        return with_best(replace(record, model_at=places["model"] or record.model_at, state_at=places["state"]))
 
     def commit(
         self, federation: Federation, epoch: int, deliveries: Iterable[Delivery], hints: Iterable[tuple[str, Control]]
     ) -> ManifestRecord:
-        """All steps for everything pending. Raises StorageError before anything was published."""
+        """All steps for everything pending. Raises StorageError before anything new was published."""
         plan, run_id, after_step = federation.plan, federation.head.manifest.run_id, self._hooks.after_step
         blobs = _blobs(run_id, federation.state, plan) if federation.finish_version() else {}
         record = self._record(federation, blobs, epoch)
@@ -101,14 +103,30 @@ class Committer:
 
     def _record(self, federation: Federation, blobs: Mapping[str, Encoded], epoch: int) -> ManifestRecord:
         head = federation.head
-        if not blobs:
-            manifest = federation.next_manifest(head.manifest.model, head.manifest.state, head.manifest.metrics)
-            return messages.manifest_record(epoch, manifest, head.model_at, head.state_at)
+        metrics = self._hooks.evaluate(federation.state.model) if blobs else head.manifest.metrics
         names = {kind: BlobName(hash=blob.hash, size=blob.size) for kind, blob in blobs.items()}
+        model, wide = (names["model"], names.get("state")) if blobs else (head.manifest.model, head.manifest.state)
+        manifest, best_at = self._with_best(federation, model, wide, metrics)
+        self._hooks.after_step("best model")
         places = {kind: self._writers[kind].place(blob, federation.plan) for kind, blob in blobs.items()}
-        metrics = self._hooks.evaluate(federation.state.model)
-        manifest = federation.next_manifest(names["model"], names.get("state"), metrics)
-        return messages.manifest_record(epoch, manifest, places["model"], places.get("state"))
+        model_at, state_at = (places["model"], places.get("state")) if blobs else (head.model_at, head.state_at)
+        return with_best(messages.manifest_record(epoch, manifest, model_at, state_at, best_at))
+
+    def _with_best(
+        self, federation: Federation, model: BlobName, wide: BlobName | None, metrics: Metrics
+    ) -> tuple[Manifest, Location | None]:
+        """The next manifest, and where its best model stands for sure unless that is its own."""
+        head, manifest = federation.head, federation.next_manifest(model, wide, metrics)
+        best = Progress.of(manifest.scalars).best
+        if best is None or best.model == model:
+            return manifest, None
+        finishing = manifest.phase == "finished" and head.manifest.phase != "finished"
+        held = federation.plan.limits.models_held
+        at = kept(self._writers["model"], best.model, head.best_at, models_held=held, finishing=finishing)
+        if at is None:
+            federation.lose_best()
+            manifest = federation.next_manifest(model, wide, metrics)
+        return manifest, at
 
     def _announce(self, record: ManifestRecord) -> None:
         publish_record(self._broker, record)

@@ -66,6 +66,10 @@ class Desk:
     _pending_since: float | None = None
     _greeted: bool = False
     _version_since: float = -math.inf
+    _timed_to: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._timed_to = self.clock()
 
     def take(self, delivery: Delivery, institution: str) -> None:
         """Handles one delivery of an update queue; whatever cannot be used goes to the dead letters with its reason."""
@@ -114,10 +118,14 @@ class Desk:
         self._note_pending()
 
     def due(self) -> bool:
-        """Whether a commit must happen now: K folded, T passed, or something small has waited long enough."""
+        """Whether a commit must happen now: K folded, T passed, something small has waited long enough, or the time is up."""
+        plan, now = self.federation.plan, self.clock()
+        self.federation.pass_time(now - self._timed_to)
+        self._timed_to = now
+        if self.federation.time_is_over:
+            return True
         if self.federation.empty or self._pending_since is None:
             return False
-        plan, now = self.federation.plan, self.clock()
         waited = now - self._pending_since
         if waited >= self.longest_wait_seconds:
             return True

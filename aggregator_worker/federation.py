@@ -10,11 +10,12 @@ from typing import Any
 
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.defence import WINDOW_SCALAR, Gate, ValidationGate, Window, scale_of, struck
+from aggregator_worker.ending import Progress, ending_reached, time_is_over
 from aggregator_worker.server_state import Contribution, ServerState
 from aggregator_worker.statements import Length, is_newest
 from aggregator_worker.weighing import Weighing
 from shared.compact import Delta
-from shared.lineage import Lineage, standing_under, takes_part
+from shared.lineage import Lineage, standing_under
 from shared.messages import (
     KEPT_OPERATIONS,
     BlobName,
@@ -50,6 +51,8 @@ class Pending:
     replaced: bool = False
     phase: Phase | None = None
     phase_reason: str = ""
+    seconds: float = 0.0
+    best_is_lost: bool = False
 
 
 Bases = Callable[[int], Parameters | None]
@@ -73,6 +76,8 @@ class Federation:
         self.state = state
         self.pending = Pending()
         self._bases = bases
+        self.whole_every: int | None = WHOLE_EVERY
+        """None where nobody reads the manifests from the middle."""
         self._since_whole = WHOLE_EVERY
         manifest = self.head.manifest
         self._gate = ValidationGate(gate) if gate is not None and self.plan.defence.gate_tolerance is not None else None
@@ -274,11 +279,12 @@ class Federation:
     def next_manifest(self, model: BlobName, wide: BlobName | None, metrics: Metrics) -> Manifest:
         """The manifest that settles everything pending. `metrics` belong to `model`; `wide` names its state blob, if any."""
         head, pending = self.head.manifest, self.pending
-        whole = self._since_whole >= WHOLE_EVERY - 1
-        phase, reason = self._phase(head)
+        whole = self.whole_every is not None and self._since_whole >= self.whole_every - 1
+        progress = self._progress(model, metrics)
+        phase, reason = self._phase(head, progress)
         return Manifest(
             run_id=head.run_id,
-            version=head.version + (1 if self.makes_version else 0),
+            version=self._next_version,
             previous=self.head.hash,
             model=model,
             state=wide,
@@ -289,7 +295,7 @@ class Federation:
             settled=pending.settled,
             whole=whole,
             table=dict(self.table) if whole else self.weighing.changes,
-            scalars={**head.scalars, **self.weighing.scalars(), **self._window_scalar()},
+            scalars={**progress.put_into(head.scalars), **self.weighing.scalars(), **self._window_scalar()},
             operations=pending.operations,
             operation_ids=self._operation_ids() if whole else [],
             metrics=metrics,
@@ -302,11 +308,42 @@ class Federation:
         done = (operation.operation_id for operation in self.pending.operations)
         return [*self.lineage.operation_ids, *done][-KEPT_OPERATIONS:]
 
-    def _phase(self, head: Manifest) -> tuple[Phase, str]:
+    @property
+    def _next_version(self) -> int:
+        return self.head.manifest.version + (1 if self.makes_version else 0)
+
+    def _progress(self, model: BlobName, metrics: Metrics) -> Progress:
+        """Where the model was replaced, what was wrong with it is in earlier versions too: the best is sought anew."""
+        pending, ending = self.pending, self.plan.ending
+        progress = Progress.of(self.head.manifest.scalars)
+        best = None if pending.best_is_lost or pending.replaced else progress.best
+        progress = replace(progress, best=best, seconds=progress.seconds + pending.seconds)
+        if not self.makes_version:
+            return progress
+        return progress.measured(ending, self._next_version, model, metrics.get(ending.metric))
+
+    def _phase(self, head: Manifest, progress: Progress) -> tuple[Phase, str]:
         if self.pending.phase is not None:
             return self.pending.phase, self.pending.phase_reason
-        reached = None if head.phase == "finished" else ending_reached(self.plan, self.table, self._plan_hash)
-        return ("finished", reached) if reached else (head.phase, head.phase_reason)
+        if head.phase != "finished" and (over := ending_reached(self.plan, self.weighing.tally, self._next_version, progress)):
+            return "finished", over
+        return head.phase, head.phase_reason
+
+    def pass_time(self, seconds: float) -> None:
+        """Tells how much time went by since the last call: by whose clock is not the federation's matter. A pause takes none."""
+        if self.head.manifest.phase == "running":
+            self.pending.seconds += seconds
+
+    @property
+    def time_is_over(self) -> bool:
+        """Whether the run must end now, also where nothing has happened that a manifest would settle."""
+        manifest = self.head.manifest
+        seconds = Progress.of(manifest.scalars).seconds + self.pending.seconds
+        return manifest.phase == "running" and time_is_over(self.plan.ending, seconds)
+
+    def lose_best(self) -> None:
+        """Nobody has the best model any more: the next manifest names none, or its own."""
+        self.pending.best_is_lost = True
 
     def advance(self, lineage: Lineage) -> None:
         """The pending manifest is committed and is the lineage's head now."""
@@ -336,32 +373,3 @@ def _stated(update: Update, entry: Entry, outcome: Outcome) -> dict[str, Any]:
 
 def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
-
-
-REFUSES = "refuses the plan"
-
-
-def ending_reached(plan: Plan, table: Mapping[str, Entry], plan_hash: str) -> str | None:
-    """Why the run is over, or None while it is not. Nobody waits for an institution that has left the plan."""
-    if plan.ending.updates is None:
-        return None
-    members = [entry for entry in table.values() if not entry.removed]
-    total = sum(entry.counters.aggregated for entry in members)
-    awaited = [entry for entry in members if takes_part(entry, plan_hash)]
-    if total >= plan.ending.updates and all(entry.counters.aggregated >= plan.ending.updates_each for entry in awaited):
-        return f"{total} updates are aggregated"
-    reasons = {_gives_no_more(entry, plan, plan_hash) for entry in members if entry.active}
-    told = sorted(reason for reason in reasons if reason is not None)
-    # where all refuse, nothing was begun yet, and policies can be corrected; a finished run cannot be taken up again
-    over = told and None not in reasons and told != [REFUSES]
-    return f"every institution {' or '.join(told)}" if over else None
-
-
-def _gives_no_more(entry: Entry, plan: Plan, plan_hash: str) -> str | None:
-    """Why no update will come of an institution, or None while one may."""
-    standing = standing_under(entry, plan_hash)
-    if standing == "plan_refused":
-        return REFUSES
-    if standing is None and entry.watermark < plan.local.updates:
-        return None
-    return "has given its planned updates" if plan.privacy.mechanism == "none" else "has spent its budget"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from aggregator_worker.ending import Tally
 from aggregator_worker.membership import Membership, counts
 from aggregator_worker.rules import RULES
 from aggregator_worker.rules.state import Arrival, Clock, Counted, RuleState, outstanding
@@ -35,7 +36,9 @@ class Weighing:
         self._rule_plan = (
             plan.aggregation.model_copy(update={"server_learning_rate": 1.0}) if plan.aggregation.server_adam else None
         )
+        self._agreed = plan
         self.members = Membership(table, plan_hash)
+        self.tally = Tally.of(plan, plan_hash, table.values())
         self.clock = clock_of(scalars)
         self.changes: dict[str, Entry] = {}
         self.silenced: list[str] = []
@@ -59,6 +62,7 @@ class Weighing:
         self.clock, account = moved(self.clock, former, entry, plan_hash=self._plan_hash, counted=self.members.counted())
         changed = entry if account is entry.account else entry.model_copy(update={"account": account})
         self.members.put(pseudonym, changed)
+        self.tally = self.tally.changed(self._agreed, self._plan_hash, former, changed)
         self.changes[pseudonym] = changed
         return changed
 

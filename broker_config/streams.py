@@ -1,5 +1,6 @@
 """Reading and writing the two shared streams: the lineage and the model blobs."""
 
+import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -9,7 +10,7 @@ import structlog
 from broker_config.topology import LINEAGE, MODEL, STATE
 from shared import codec, lineage, messages
 from shared.broker import Broker, Delivery, Header, Message
-from shared.chunks import Assembly, head, split
+from shared.chunks import Assembly, ChunkHead, head, split
 from shared.codec import Encoded
 from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
 from shared.messages import Claim, Location, ManifestRecord
@@ -29,6 +30,10 @@ log = structlog.get_logger()
 
 class UninitialisedError(TopologyError):
     """The lineage is empty: only `fedqueue init` makes a version 0."""
+
+
+class MissingBlobError(BrokerUnavailableError):
+    """A blob is not whole in its stream: dropped from its beginning, or not there yet where a replica lags behind."""
 
 
 def publish_claim(broker: Broker, claim: Claim) -> None:
@@ -72,9 +77,7 @@ class BlobWriter:
 
     def place(self, blob: Encoded, plan: Plan) -> Location:
         """Where the blob will stand if it is the next one published."""
-        if self._next_offset is None:
-            self._next_offset = 1 + last_offset(self._broker, self._stream)
-        return Location(offset=self._next_offset, chunks=max(1, -(-blob.size // plan.limits.chunk_bytes)))
+        return Location(offset=self._end(), chunks=max(1, -(-blob.size // plan.limits.chunk_bytes)))
 
     def publish(self, blob: Encoded, kind: str, plan: Plan, run_id: str, *, beginning: int = 0) -> Location:
         """A blob, named by its hash, from the chunk `beginning` on; returns once every chunk is confirmed."""
@@ -88,6 +91,30 @@ class BlobWriter:
         for chunk in chunks:
             yield chunk
             self._after_chunk()
+
+    def copy(self, name: messages.BlobName, at: Location) -> Location:
+        """Publishes a blob that stands in this stream once more, at its end, a chunk at a time; it is never whole in memory.
+
+        Raises MissingBlobError where it is not whole any more, or not what its name says; what was published then, nobody names.
+        """
+        begun, digest = self._end(), hashlib.sha256()
+        for _, message in chunks_of(self._broker, at, name, stream=self._stream):
+            digest.update(message.body)
+            self._broker.publish(self._stream, message)
+            self._next_offset = self._end() + 1
+            self._after_chunk()
+        if digest.hexdigest() != name.hash:
+            raise MissingBlobError(f"what {self._stream} holds as {name.hash[:12]} has other bytes")
+        return Location(offset=begun, chunks=at.chunks)
+
+    def since(self, at: Location) -> int:
+        """How many blobs as long as the one at a place were published from there on, that one included."""
+        return -(-(self._end() - at.offset) // at.chunks)
+
+    def _end(self) -> int:
+        if self._next_offset is None:
+            self._next_offset = 1 + last_offset(self._broker, self._stream)
+        return self._next_offset
 
     def complete(self, blob: Encoded, kind: str, plan: Plan, run_id: str, *, at: Location) -> Location:
         """Sees to it that a blob stands whole in the stream: continues after the chunks that are there from `at` on."""
@@ -122,25 +149,38 @@ def fetch_blob(
 ) -> memoryview:
     """Reads a blob from its stream and checks it against its name.
 
-    Raises BrokerUnavailableError when chunks are missing: the manifest that names them may be ahead of a replica.
+    Raises MissingBlobError when chunks are missing: the manifest that names them may be ahead of a replica.
     """
     assembly: Assembly | None = None
-    start, missing = location.offset, location.chunks
-    while True:
+    for chunk, message in chunks_of(broker, location, blob, stream=stream, idle_seconds=idle_seconds):
+        assembly = assembly or Assembly(chunk)
+        assembly.add(chunk, message.body)
+    if assembly is None:
+        raise MissingBlobError(f"the blob {blob.hash[:12]} is not in {stream}")
+    return assembly.content()
+
+
+def chunks_of(
+    broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL, idle_seconds: float = FETCH_IDLE_SECONDS
+) -> Iterator[tuple[ChunkHead, Message]]:
+    """The chunks of a blob in order, each once. Raises MissingBlobError where one does not come."""
+    start, missing, received = location.offset, location.chunks, 0
+    while missing:
         found = False
         for delivery in broker.read(stream, start, count=missing, idle_seconds=idle_seconds):
             found, start = True, 1 + (delivery.offset or 0)
             if delivery.message.headers.get("id") != blob.hash:
                 continue
             chunk = head(delivery.message, max_bytes=blob.size)
-            if chunk.chunk > (assembly.received if assembly else 0):
-                continue  # the tail of an earlier try: a writer was killed midway, and began again
-            assembly = assembly or Assembly(chunk)
-            if assembly.add(chunk, delivery.message.body):
-                return assembly.content()
-            missing = chunk.chunks - chunk.chunk - 1
+            if chunk.chunk != received:
+                continue  # of an earlier try, or its tail: a writer was killed midway, and began again
+            received += 1
+            missing = chunk.chunks - received
+            yield chunk, delivery.message
+            if not missing:
+                return
         if not found:
-            raise BrokerUnavailableError(f"the blob {blob.hash[:12]} is not whole in {stream} from offset {location.offset}")
+            raise MissingBlobError(f"the blob {blob.hash[:12]} is not whole in {stream} from offset {location.offset}")
 
 
 def fetch_model(broker: Broker, head: ManifestRecord) -> Parameters:

@@ -274,6 +274,7 @@ class ManifestRecord:
     hash: str
     model_at: Location
     state_at: Location | None
+    best_at: Location | None = None
     signature: str = ""
 
 
@@ -283,6 +284,7 @@ class _RecordFields(Frozen):
     content: Annotated[bytes, Field(max_length=64 * 2**20)]
     model_at: Location
     state_at: Location | None
+    best_at: Location | None = None
     signature: str
 
 
@@ -346,10 +348,12 @@ def decode_model(body: bytes | memoryview, *, max_bytes: int, kind: Literal["mod
     return arrays
 
 
-def manifest_record(epoch: int, manifest: Manifest, model_at: Location, state_at: Location | None = None) -> ManifestRecord:
+def manifest_record(
+    epoch: int, manifest: Manifest, model_at: Location, state_at: Location | None = None, best_at: Location | None = None
+) -> ManifestRecord:
     """A record ready to be published under `epoch`."""
     content = encode("manifest", manifest)
-    return ManifestRecord(epoch, content, manifest, codec.content_hash(content), model_at, state_at)
+    return ManifestRecord(epoch, content, manifest, codec.content_hash(content), model_at, state_at, best_at)
 
 
 def encode_record(record: ManifestRecord) -> bytes:
@@ -360,6 +364,7 @@ def encode_record(record: ManifestRecord) -> bytes:
         content=record.content,
         model_at=record.model_at,
         state_at=record.state_at,
+        best_at=record.best_at,
         signature=record.signature,
     )
     return encode("record", fields)
@@ -377,4 +382,6 @@ def decode_record(body: bytes, *, max_bytes: int) -> ManifestRecord:
     if manifest.run_id != fields.run_id:
         raise MalformedMessageError("a record and its manifest name different runs")
     digest = codec.content_hash(fields.content)
-    return ManifestRecord(fields.epoch, fields.content, manifest, digest, fields.model_at, fields.state_at, fields.signature)
+    return ManifestRecord(
+        fields.epoch, fields.content, manifest, digest, fields.model_at, fields.state_at, fields.best_at, fields.signature
+    )

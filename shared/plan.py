@@ -108,17 +108,45 @@ class LocalPlan(Frozen):
 
 
 class Ending(Frozen):
-    """The run is finished once `updates` are aggregated in all and every active institution has given `updates_each`."""
+    """When the run is finished: whichever of these is reached first. None is never; with none of them, only an order ends it.
+
+    `updates` are aggregated in all, and every active institution has given `updates_each`. Or `versions` are made. Or an
+    aggregator has led for `seconds`, pauses not counted. Or, by the figure `metric` on the operator's held-out rows, `target`
+    was reached by so many versions `in_a_row`; or none of the last `patience` versions was better than the best before them.
+    `metric` alone names the figure by which the best version is kept; without it there is none.
+    """
 
     updates: Annotated[int, Field(ge=1)] | None = None
     updates_each: Annotated[int, Field(ge=0)] = 0
+    versions: Annotated[int, Field(ge=1)] | None = None
+    seconds: Positive | None = None
+    metric: Annotated[str, Field(max_length=40)] = ""
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    in_a_row: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.needs_figures and not self.metric:
+            raise ValueError("target and patience go by a held-out figure; name it in metric")
+        return self
+
+    @property
+    def needs_figures(self) -> bool:
+        """Whether it is judged on held-out rows, so that an aggregator without any could never end the run by it."""
+        return self.target is not None or self.patience is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing but an order ends the run."""
+        return not self.needs_figures and (self.updates, self.versions, self.seconds) == (None, None, None)
 
 
 class Limits(Frozen):
     """Declared sizes, checked before memory is taken.
 
     Versions are at least `version_spacing_seconds` apart, so that a slow link can finish a download before the stream that
-    holds the last models drops it.
+    holds the last models drops it. That stream is sure to hold `models_held`; for half as long the best one may stay where it is.
     """
 
     institutions: Annotated[int, Field(ge=1)] = 200
@@ -126,6 +154,7 @@ class Limits(Frozen):
     chunk_bytes: Annotated[int, Field(ge=1024, le=15 * 2**20)] = 4 * 2**20
     manifest_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
     version_spacing_seconds: NotNegative = 0.0
+    models_held: Annotated[int, Field(ge=2)] = 4
 
 
 class SimulatedCost(Frozen):

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from shared.codec import Dtype
 from shared.errors import SettingsError
-from shared.plan import Frozen, Positive, UpdateEncoding
+from shared.plan import Frozen, Positive, RuleName, UpdateEncoding
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -33,6 +33,17 @@ MODELS: dict[Kind, tuple[str, ...]] = {
 }
 COLUMN_RANGE = re.compile(r"(?P<prefix>.*?)(?P<first>\d+)\.\.(?P=prefix)(?P<last>\d+)")
 MOST_COLUMNS_IN_A_RANGE = 100_000
+FEDASYNC_RATE = 0.6
+"""Alpha of FedAsync (Xie et al. 2019, section 6): the part of the way to the mixed model that a fresh update goes."""
+ADAM_RATE = 0.03
+"""Of Adam at the server, whose steps are about this long on every coordinate, whatever the updates' length."""
+
+
+def better(metric: str, one: float | None, other: float | None) -> bool:
+    """Whether the figure `one` beats `other`; one that does not exist beats nothing and is not beaten."""
+    if one is None or other is None:
+        return False
+    return one < other if metric in LOWER_IS_BETTER else one > other
 
 
 def canonical(value: object) -> str:
@@ -164,12 +175,21 @@ class Training(Frozen):
 
 
 class Aggregation(Frozen):
-    """What was found to suit this task; a plan may say otherwise."""
+    """What was found to suit this task; a plan may say otherwise. The server learning rate is meant for the `rule` named here."""
 
+    rule: RuleName = "credit"
     server_learning_rate: Positive = 1.0
     staleness_function: Literal["constant", "polynomial", "hinge"] = "polynomial"
     staleness_exponent: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     buffer_size: Annotated[int, Field(ge=1)] = 1
+
+    def rate_for(self, rule: RuleName, *, adam: bool = False) -> float:
+        """The server learning rate where the operator names none: the task's own for its own rule, else what is usual."""
+        if adam:
+            return ADAM_RATE
+        if rule == self.rule and "server_learning_rate" in self.model_fields_set:
+            return self.server_learning_rate
+        return FEDASYNC_RATE if rule == "fedasync" else 1.0
 
 
 class Transport(Frozen):

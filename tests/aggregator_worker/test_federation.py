@@ -1,26 +1,22 @@
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pytest
 
 from aggregator_worker.admission import Admission, Number
 from aggregator_worker.aggregation import fold_in_place
-from aggregator_worker.federation import Federation, ending_reached
+from aggregator_worker.federation import Federation
 from aggregator_worker.operations import apply
 from shared.lineage import takes_part
 from shared.messages import Counters, Entry, PrivacyStatement
 from shared.parameters import copy
-from shared.plan import Ending, LocalPlan, PrivacyPlan
+from shared.plan import Ending, PrivacyPlan
 from tests.builders import (
-    NO_NOISE,
     a_federation,
     a_hello,
     a_plan,
     a_standing,
     a_statement,
-    a_table,
     an_operation,
     an_update,
     array,
@@ -62,7 +58,8 @@ def test_a_fresh_update_from_each_adds_up_to_federated_averaging():
 
 
 def test_one_institution_alone_leaves_its_own_model():
-    federation = a_federation({"w": array(0.1, 0.7)}, table={"bank-a": Entry(incarnation=1)})
+    alone = a_plan({"rule": "credit", "server_learning_rate": 1.0})
+    federation = a_federation({"w": array(0.1, 0.7)}, alone, {"bank-a": Entry(incarnation=1)})
     trained = array(-3.25, 0.5)
     settle(federation, "bank-a", *(trained - federation.state.model["w"]))
     assert federation.state.model["w"].tolist() == trained.tolist()
@@ -190,7 +187,7 @@ def test_a_manifest_settles_everything_pending_in_the_order_folded():
     assert [(each.institution, each.sequence) for each in manifest.settled] == [(C, 1), (A, 1), (C, 2)]
     assert (manifest.version, manifest.previous) == (1, before.hash)
     assert set(manifest.table) == {A, C}
-    assert federation.pending.empty
+    assert federation.empty
 
 
 def test_a_manifest_without_a_fold_keeps_version_and_model():
@@ -234,72 +231,7 @@ def test_replaying_the_settlements_gives_the_same_bits():
     assert replayed["w"].tobytes() == federation.state.model["w"].tobytes()
 
 
-@pytest.mark.parametrize(
-    ("ending", "counts", "reached"),
-    [
-        (Ending(), {"bank-a": 1000}, False),
-        (Ending(updates=10), {"bank-a": 9}, False),
-        (Ending(updates=10), {"bank-a": 10}, True),
-        (Ending(updates=10, updates_each=2), {"bank-a": 9, "bank-b": 1}, False),
-        (Ending(updates=10, updates_each=2), {"bank-a": 7, "bank-b": 2, "bank-c": 2}, True),
-        (Ending(updates=10, updates_each=2), {"bank-a": 7, "bank-b": 5}, False),
-    ],
-)
-def test_a_run_ends_when_enough_came_in_all_and_from_each(ending, counts, reached):
-    entries = {
-        institution: Entry(incarnation=1, counters=Counters(aggregated=counts.get(institution, 0))) for institution in TABLE
-    }
-    assert (ending_reached(a_plan(ending=ending), a_table(entries), PLAN) is not None) == reached
-
-
-def members(**changes: Mapping[str, Any]) -> dict[str, Entry]:
-    """The table's three, each having given three updates, but for what is said otherwise."""
-    entries = {name: TABLE[name].model_copy(update={"watermark": 3, "counters": Counters(aggregated=3)}) for name in TABLE}
-    told = {name.replace("_", "-"): entries["bank-a"].model_copy(update=each) for name, each in changes.items()}
-    return a_table(entries | told)
-
-
-def left(state: str, plan_hash: str = "d" * 64) -> dict[str, Any]:
-    return {"standing": state, "standing_plan": plan_hash}
-
-
-SPENT, REFUSED = left("budget_spent"), left("plan_refused")
 NEVER = Ending(updates=1000, updates_each=1)
-
-
-@pytest.mark.parametrize("standing", [SPENT, REFUSED], ids=["spent", "refuses"])
-def test_nobody_waits_for_an_institution_that_has_left_the_plan(standing):
-    plan = a_plan(ending=Ending(updates=8, updates_each=3))
-    missing = {"counters": Counters(aggregated=2)}
-    assert ending_reached(plan, members(bank_c=missing), PLAN) is None
-    assert ending_reached(plan, members(bank_c=missing | standing), PLAN) == "8 updates are aggregated"
-    assert ending_reached(plan, members(bank_c=missing | standing), "e" * 64) is None
-
-
-@pytest.mark.parametrize(
-    ("privacy", "of_each", "reason"),
-    [
-        (DP, (SPENT, SPENT, SPENT), "has spent its budget"),
-        (DP, (SPENT, SPENT, {"watermark": 20}), "has spent its budget"),
-        (DP, (SPENT, SPENT, {"active": False, "removed": True}), "has spent its budget"),
-        (DP, (SPENT, SPENT, {"active": False}), "has spent its budget"),
-        (DP, (SPENT, SPENT, REFUSED), "has spent its budget or refuses the plan"),
-        (DP, (REFUSED, REFUSED, REFUSED), None),
-        (NO_NOISE, ({"watermark": 20}, {"watermark": 21}, SPENT), "has given its planned updates"),
-        (DP, (SPENT, SPENT, {}), None),
-        (DP, (SPENT, SPENT, left("budget_spent", "e" * 64)), None),
-        (DP, (SPENT, SPENT, {"watermark": 19}), None),
-    ],
-)
-def test_a_run_whose_end_nobody_can_reach_any_more_is_over(privacy, of_each, reason):
-    table = members(**dict(zip(("bank_a", "bank_b", "bank_c"), of_each, strict=True)))
-    rest = {"privacy": privacy, "local": LocalPlan(updates=20)}
-    assert ending_reached(a_plan(ending=NEVER, **rest), table, PLAN) == (reason and f"every institution {reason}")
-    assert ending_reached(a_plan(**rest), table, PLAN) is None, "it was to go on for ever"
-
-
-def test_a_federation_without_members_is_not_over():
-    assert ending_reached(a_plan(ending=NEVER), {}, PLAN) is None
 
 
 def test_the_manifest_that_settles_the_last_budget_ends_the_run():
