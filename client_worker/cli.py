@@ -90,7 +90,8 @@ def _personalise(settings: ClientSettings, *, test: Path | None, version: int | 
         source, model = fetch(broker, member(settings), rows.spec, version=version)
     found = compare(rows, model)
     keep(path, rows, source, found)
-    Console().print(told(rows, source, found, path))
+    Console().print(told(rows, source, found))
+    typer.echo(f"personalised model: {path}")
 
 
 def member(settings: ClientSettings) -> Member:

@@ -1,7 +1,6 @@
 """What `fedqueue-client personalise` says: three models on the same test rows, which is best, and what may be done with them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,9 +12,10 @@ from client_worker.personalise import Personalised, Rows, Source, best
 from shared.tasks.metrics import Figures
 
 NAMES = {"global": "the global model", "personalised": "the personalised model", "alone": "a model of these rows alone"}
+STAYS_HERE = "It was trained without noise, and nothing of it was published: neither the model nor these figures may leave."
 
 
-def told(rows: Rows, source: Source, found: Personalised, path: Path) -> RenderableType:
+def told(rows: Rows, source: Source, found: Personalised) -> RenderableType:
     """A table of figures by model, and sentences."""
     names = [name for name in found.figures["global"] if name != "threshold"]
     winner = best(rows.spec, found.figures)
@@ -27,12 +27,7 @@ def told(rows: Rows, source: Source, found: Personalised, path: Path) -> Rendera
     for model, figures in found.figures.items():
         cells = [_text(figures[name]) for name in names]
         table.add_row(NAMES[model].removeprefix("the ").removeprefix("a "), *cells, style="bold" if model == winner else "")
-    said = [
-        _verdict(rows, found.figures, winner),
-        _distance(found),
-        f"The personalised model is in {path}, its figures beside it.",
-    ]
-    said.append("It was trained without noise and nothing of it was published: neither the file nor these figures may leave.")
+    said = [_verdict(rows, found.figures, winner), _distance(found), STAYS_HERE]
     return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in said))
 
 

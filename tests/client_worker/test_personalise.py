@@ -139,7 +139,7 @@ def test_the_three_models_are_measured_on_the_test_rows_and_the_best_is_named(ba
     names = {"personalised": "the personalised model", "alone": "a model of these rows alone"}
     assert f"Best by auc: {names[bank.figures['best']]}, with" in said
     assert all(f"{each['auc']:.3f}" in said for each in figures.values())
-    assert "neither the file nor these figures may leave" in " ".join(said.split())
+    assert "neither the model nor these figures may leave" in " ".join(said.split())
 
 
 def test_a_global_model_of_the_same_rows_is_left_as_it_is(bank: Bank) -> None:
