@@ -6,6 +6,7 @@ Everything that is drawn is drawn by `seed`: the same file gives the same figure
 import json
 import tomllib
 from collections import Counter
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -215,6 +216,15 @@ class Scenario(Frozen):
             if problem:
                 raise ValueError(problem)
         return self
+
+    def within(self, folder: PurePath) -> Self:
+        """The same with paths that begin at `folder`; absolute ones stay."""
+        if self.data_folder is not None:
+            return self.model_copy(update={"data_folder": str(folder / self.data_folder)})
+        if self.table is None:
+            return self
+        files = {key: str(folder / getattr(self.table, key)) for key in ("task_file", "rows_file")}
+        return self.model_copy(update={"table": self.table.model_copy(update=files)})
 
     @property
     def variants(self) -> tuple[Variant, ...]:
