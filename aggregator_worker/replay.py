@@ -1,6 +1,6 @@
 """A lineage's updates folded again, to the same bits. Values in, values out; one update is in memory at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aggregator_worker.federation import Bases, no_bases
@@ -33,7 +33,7 @@ class Around:
 
 @dataclass(slots=True)
 class Replay:
-    """Repeats what the aggregator did, from a state on. The plan is the lineage's; `without` is a pseudonym, left out if given.
+    """Repeats what the aggregator did, from a state on. The plan is the lineage's; `without` are the pseudonyms left out.
 
     Weights are the recorded ones; `off_rule` counts those that the plan's rule would not give, which is no matter of bits.
     `bases` serves the rule `latest-model`.
@@ -42,7 +42,7 @@ class Replay:
     state: ServerState
     plan: Plan
     load: Load
-    without: str | None = None
+    without: Collection[str] = ()
     bases: Bases = no_bases
     folded: int = 0
     left_out: int = 0
@@ -53,7 +53,7 @@ class Replay:
         aggregated = [settlement for settlement in manifest.settled if settlement.outcome == "aggregated"]
         checked = weights_by_rule(self.plan, manifest.plan_hash, aggregated, around)
         for settlement in aggregated:
-            if settlement.institution == self.without:
+            if settlement.institution in self.without:
                 if not self.state.is_table:
                     # with momentum, an update of weight 0 still lets the momentum decay and move the model
                     self.state.fold(Contribution(self.state.model, 0.0))
@@ -85,7 +85,7 @@ class Replay:
         if around.after is None:
             raise ReplayMismatchError("a table rule is replayed from where the whole table is known; begin with a later version")
         members = Membership(around.after, manifest.plan_hash).shares()
-        return {name: share for name, share in members.items() if name != self.without}
+        return {name: share for name, share in members.items() if name not in self.without}
 
     def demand_equal(self, manifest: Manifest) -> None:
         """Raises ReplayMismatchError unless the state, as it is published, has the hashes that the manifest names."""

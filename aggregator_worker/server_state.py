@@ -81,6 +81,8 @@ class ServerState:
         shapes = parameters.shapes(broadcast)
         if state.momentum and not plan.aggregation.server_momentum:
             raise IncompatibleUpdateError("the state holds momentum, the plan has none")
+        if state.rows and not state.is_table:
+            raise IncompatibleUpdateError("the state holds rows of institutions, the plan's rule keeps none")
         for part in state._parts(plan):
             parameters.require_shapes(part, shapes)
         return state

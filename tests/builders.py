@@ -37,12 +37,14 @@ NO_NOISE = PrivacyPlan(mechanism="none", epsilon=None)
 def a_plan(
     aggregation: Mapping[str, Any] | None = None, *, privacy: PrivacyPlan = NO_NOISE, ending: Ending | None = None, **rest: Any
 ) -> Plan:
-    """A plan without noise, of a toy task."""
+    """A plan without noise, of a toy task. Among three institutions a fresh update weighs its share of the data."""
     rest.setdefault("local", LocalPlan(updates=1000))
+    asked = dict(aggregation or {})
+    simple = {"rule": "fedbuff", "server_learning_rate": (asked.get("buffer_size", 1) if asked.get("exact_buffer") else 1) / 3}
     return Plan(
         task="toy",
         task_hash="0" * 64,
-        aggregation=AggregationPlan(**(aggregation or {})),
+        aggregation=AggregationPlan(**{**simple, **asked}),
         privacy=privacy,
         ending=ending or Ending(),
         **rest,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from aggregator_worker.admission import admit
 from aggregator_worker.dead_letters import put_aside
-from aggregator_worker.server_state import ServerState
+from aggregator_worker.server_state import Contribution, ServerState
 from broker_config.memory import MemoryRabbit
 from broker_config.topology import DEAD_LETTERS, topology
 from client_worker.compact import compacted
@@ -319,7 +319,7 @@ def test_momentum_by_the_page_alone_makes_the_bits_of_the_code() -> None:
         momentum = beta * momentum
         for weight, delta in version:
             momentum = momentum + np.float32(weight) * np.float32(delta)
-            state.fold({"w": np.array([delta], np.float32)}, weight)
+            state.fold(Contribution({"w": np.array([delta], np.float32)}, weight))
         model = model + momentum
         state.finish_version()
 

@@ -183,14 +183,14 @@ def test_a_standing_that_comes_again_changes_nothing(counter):
     counter.send(standing(counter))
     counter.commit()
     counter.send(standing(counter))
-    assert counter.federation.pending.empty
+    assert counter.federation.empty
     counter.send(standing(counter, state="budget_spent"))
     counter.commit()
     before = counter.entry()
     counter.send(standing(counter, state="budget_spent"))
     counter.send(standing(counter, state="plan_refused"))
     assert (before.standing, counter.entry()) == ("budget_spent", before)
-    assert counter.federation.pending.empty
+    assert counter.federation.empty
     assert counter.unacknowledged() == 0
 
 

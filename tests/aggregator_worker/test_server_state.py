@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aggregator_worker.server_state import ServerState
+from aggregator_worker.server_state import Contribution, ServerState
 from shared import messages
 from shared.errors import IncompatibleUpdateError
 from tests.builders import RUN, a_plan, array
@@ -26,19 +26,19 @@ def published(plan, state: ServerState) -> ServerState:
 
 def folded(state: ServerState, *deltas, weight=1.0) -> ServerState:
     for values in deltas:
-        state.fold({"w": array(*values)}, weight)
+        state.fold(Contribution({"w": array(*values)}, weight))
     return state
 
 
 def test_momentum_gathers_the_updates_of_a_version_and_moves_the_model_once():
     # m = 0.5 (2, -4) + 0.25 (8, 16) = (3, 2), model (4, 3); then m = 0.5 (3, 2) + 0.5 (4, 4) = (3.5, 3), model (7.5, 6)
     state = ServerState.of(MOMENTUM, START)
-    state.fold({"w": array(2, -4)}, 0.5)
-    state.fold({"w": array(8, 16)}, 0.25)
+    state.fold(Contribution({"w": array(2, -4)}, 0.5))
+    state.fold(Contribution({"w": array(8, 16)}, 0.25))
     assert state.model["w"].tolist() == [1.0, 1.0]
     state.finish_version()
     assert (state.momentum["w"].tolist(), state.model["w"].tolist()) == ([3.0, 2.0], [4.0, 3.0])
-    state.fold({"w": array(4, 4)}, 0.5)
+    state.fold(Contribution({"w": array(4, 4)}, 0.5))
     state.finish_version()
     assert (state.momentum["w"].tolist(), state.model["w"].tolist()) == ([3.5, 3.0], [7.5, 6.0])
 

@@ -13,7 +13,7 @@ def test_two_plans_are_the_same_if_their_values_are():
 
 def test_the_plans_hash_is_that_of_its_encoded_fields_in_their_documented_order():
     plan = Plan(task="t", task_hash="0" * 64)
-    rest = ["aggregation", "local", "privacy", "ending", "limits", "broadcast", "update_encoding", "simulated"]
+    rest = ["aggregation", "defence", "local", "privacy", "ending", "limits", "broadcast", "update_encoding", "simulated"]
     assert list(plan.model_dump()) == ["task", "task_hash", *rest]
     assert len(plan.hash) == 64
     assert plan.hash != content_hash(b"")
@@ -36,6 +36,12 @@ def test_the_plans_hash_is_that_of_its_encoded_fields_in_their_documented_order(
         {"limits": {"version_spacing_seconds": float("inf")}},
         {"aggregation": {"server_momentum": 1.0}},
         {"aggregation": {"server_momentum": -0.1}},
+        {"aggregation": {"server_momentum": 0.5, "server_adam": {}}},
+        {"aggregation": {"rule": "fedavg"}},
+        {"aggregation": {"largest_share": 1.5}},
+        {"aggregation": {"server_adam": {"beta2": 1.0}}},
+        {"defence": {"norm_cap": 1.0}},
+        {"defence": {"strikes": 0}},
         {"broadcast": "float16"},
     ],
     ids=str,
