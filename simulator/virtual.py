@@ -1,6 +1,6 @@
 """An aggregator without a broker: the worker's own admission, weighing, folding and manifests, one update after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Self
 
 from aggregator_worker.admission import admit
@@ -48,6 +48,7 @@ class VirtualAggregator:
         self._models: dict[int, Parameters] = {}
         state = ServerState.of(plan, parameters)
         self.federation = Federation(self._founded(plan, parameters, table), state, gate, bases=self._models.get)
+        self.federation.whole_every = None  # nobody comes late and has to read a whole table
 
     @classmethod
     def continuing(cls, known: Lineage, state: ServerState, names: Mapping[str, str], models: dict[int, Parameters]) -> Self:
@@ -81,6 +82,11 @@ class VirtualAggregator:
     def release(self, oldest_in_use: int) -> None:
         """Lets go of the models before a version, which nobody trains on any more."""
         for version in [each for each in self._models if each < oldest_in_use]:
+            del self._models[version]
+
+    def keep_only(self, versions: Collection[int]) -> None:
+        """Lets go of all models but these and the newest; one that is gone already stays so."""
+        for version in self._models.keys() - {*versions, self.version}:
             del self._models[version]
 
     def receive(self, institution: str, *, base_version: int, delta: Delta, privacy: PrivacyStatement = _NO_NOISE) -> Settlement:
