@@ -11,15 +11,18 @@ from safetensors.numpy import save_file
 
 from aggregator_worker.bases import KeptModels
 from aggregator_worker.replay import Around, Replay
+from aggregator_worker.roll_back import RollBack, rolled_back
 from aggregator_worker.server_state import ServerState
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.streams import fetch_model, fetch_state, first_offset, records_of
 from broker_config.topology import LINEAGE, MODEL, STATE
+from operator_console import replay_course
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
 from operator_console.journal import Journal, JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError
+from operator_console.replay_course import Leg, as_published, leg_of
 from shared.broker import Broker
 from shared.errors import SettingsError, TopologyError
 from shared.messages import Entry, ManifestRecord, Settlement, pseudonym
@@ -33,6 +36,7 @@ class Chain:
     plan: Plan
     versions: dict[int, ManifestRecord] = field(default_factory=dict)
     folded: dict[int, list[Settlement]] = field(default_factory=dict)
+    roll_backs: dict[int, RollBack] = field(default_factory=dict)
 
     @property
     def newest(self) -> int:
@@ -42,12 +46,17 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A replay that came to its end. `start` is the version that it began with, and `passed_over` why not with an older one."""
+    """A replay that came to its end. `start` is the version that it began with, and `passed_over` why not with an older one.
+
+    `holds_theirs`: the start holds updates of those left out, as far as the lineage tells. `roll_backs` are those on the way.
+    """
 
     start: int
     version: int
     replay: Replay
     passed_over: str = ""
+    holds_theirs: bool = False
+    roll_backs: Mapping[int, RollBack] = field(default_factory=dict)
 
 
 def replay(
@@ -86,21 +95,41 @@ def rebuilt(broker: Broker, names: Mapping[str, str], *, version: int | None = N
     target = chain.newest if version is None else version
     if target not in chain.versions:
         raise NoSuchVersionError(f"{LINEAGE} holds the versions {min(chain.versions)} to {chain.newest}, not {target}")
-    wanted = {made: [each for each in folded if each.institution != without] for made, folded in chain.folded.items()}
+    left_out = frozenset() if without is None else frozenset({without})
+    legs = replay_course.without(chain.roll_backs, target, left_out) if left_out else as_published(chain.roll_backs, target)
+    wanted = _folded_on(legs, chain)
     journal = Journal(broker, names, max_bytes=chain.plan.limits.update_bytes)
-    lacking = set(journal.find([each for made, folded in wanted.items() if made <= target for each in folded]))
-    missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items() if made <= target}
-    start, passed_over = choose_start(oldest_kept(broker, chain), missing, target=target)
-    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, without, KeptModels(broker))
+    lacking = set(journal.find([each for folded in wanted.values() for each in folded]))
+    missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items()}
+    kept = [version for version in oldest_kept(broker, chain) if leg_of(legs, version)]
+    start, passed_over = choose_start(kept, missing, target=target)
+    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, bases=KeptModels(broker))
     begun.demand_equal(chain.versions[start].manifest)
-    _fold_all(begun, broker, start=start, target=target)
-    return Result(start, target, begun, passed_over)
+    _fold_all(begun, broker, chain, [leg for leg in legs if leg.end >= start], start=start)
+    passed = {made: back for made, back in chain.roll_backs.items() if start < made and leg_of(legs, made)}
+    return Result(start, target, begun, passed_over, _holds(chain, start, left_out), passed)
+
+
+def _folded_on(legs: list[Leg], chain: Chain) -> dict[int, list[Settlement]]:
+    """What the versions on the way were made of, without those who are left out there."""
+    on_the_way = ((made, folded, leg_of(legs, made)) for made, folded in chain.folded.items())
+    return {made: [each for each in folded if each.institution not in leg.without] for made, folded, leg in on_the_way if leg}
+
+
+def _holds(chain: Chain, start: int, left_out: frozenset[str]) -> bool:
+    """Whether the model of the start holds updates of some; where the lineage does not go back far enough, it may."""
+    legs = replay_course.without(chain.roll_backs, start, frozenset())
+    cut = any(leg.begin < min(chain.versions) for leg in legs if leg.begin < start)
+    on_the_way = ((folded, leg_of(legs, made)) for made, folded in chain.folded.items())
+    theirs = (each for folded, leg in on_the_way if leg for each in folded if each.institution in left_out - leg.without)
+    return bool(left_out) and (cut or any(theirs))
 
 
 def read_chain(broker: Broker) -> Chain:
     """The lineage's versions, what they fold, and its plan. Raises TopologyError where it does not hold a plan."""
     versions: dict[int, ManifestRecord] = {}
     folded: dict[int, list[Settlement]] = {}
+    roll_backs: dict[int, RollBack] = {}
     plan: Plan | None = None
     for record in records_of(broker):
         manifest = record.manifest
@@ -109,9 +138,11 @@ def read_chain(broker: Broker) -> Chain:
             bare = manifest.model_copy(update={"settled": [], "table": {}, "plan": None, "metrics": {}})
             versions[manifest.version] = replace(record, content=b"", manifest=bare)
             folded[manifest.version] = [each for each in manifest.settled if each.outcome == "aggregated"]
+            back = rolled_back(manifest)
+            roll_backs |= {manifest.version: back} if back else {}
     if plan is None:
         raise TopologyError(f"{LINEAGE} holds no manifest with a plan; run `fedqueue lineage verify`")
-    return Chain(plan, versions, folded)
+    return Chain(plan, versions, folded, roll_backs)
 
 
 def oldest_kept(broker: Broker, chain: Chain) -> list[int]:
@@ -158,24 +189,38 @@ def lines(result: Result, without: str | None) -> Iterator[str]:
     else:
         yield f"version {result.version} without {without}: {replay.folded:,} updates folded, {replay.left_out:,} left out"
         yield "This is not a re-training: the others' updates were computed on models that contained its updates."
-        if result.start:
+        if result.holds_theirs:
             yield f"Version {result.start} holds what it gave until then: only later updates are left out."
+    for made, back in result.roll_backs.items():
+        model = "its model is taken as it was published" if without is None else "the replay went on from there"
+        yield f"version {made} is a roll-back to version {back.to_version}: {model}"
     rule = replay.folded - replay.off_rule
     yield f"weights: {rule:,} of {replay.folded:,} are what the plan's rule gives"
 
 
-def _fold_all(begun: Replay, broker: Broker, *, start: int, target: int) -> None:
+def _fold_all(begun: Replay, broker: Broker, chain: Chain, legs: list[Leg], *, start: int) -> None:
     table: dict[str, Entry] | None = None
     scalars: Mapping[str, str | int] = {}
+    verified = not any(leg.without for leg in legs)
     for record in records_of(broker):
         manifest, before = record.manifest, table
-        if manifest.version > target:
+        if manifest.version > legs[-1].end:
             return
         if manifest.whole:
             table = dict(manifest.table)
         elif table is not None:
             table = {**table, **manifest.table}
-        made = manifest.version > start and begun.fold(manifest, Around(scalars, before, table))
-        if made and begun.without is None:
-            begun.demand_equal(manifest)
+        leg = leg_of(legs, manifest.version) if manifest.version >= start else None
+        if leg is not None and manifest.version == leg.begin and manifest.version > start and rolled_back(manifest):
+            begun.state = start_state(broker, chain, leg.begin) if verified else anew(begun.state, chain.plan)
+        elif leg is not None and manifest.version > start:
+            begun.without = leg.without
+            made = begun.fold(manifest, Around(scalars, before, table))
+            if made and verified:
+                begun.demand_equal(manifest)
         scalars = manifest.scalars
+
+
+def anew(state: ServerState, plan: Plan) -> ServerState:
+    """What a roll-back to a state's model begins with."""
+    return ServerState.of(plan, state.model)
