@@ -8,6 +8,7 @@ from typing import Any, Self
 import safetensors.numpy
 
 from client_worker.data import load_dataset
+from client_worker.own_model import personalised
 from operator_console.demo_run import DemoRun
 from operator_console.federation_folder import FederationFolder
 from operator_console.report import write_report
@@ -16,7 +17,7 @@ from operator_console.worker_processes import WorkerProcess
 from shared.errors import FederationError
 from shared.parameters import Parameters
 from shared.tasks.features import Dataset
-from shared.tasks.metrics import evaluate
+from shared.tasks.metrics import Figures, evaluate
 from shared.tasks.spec import TaskSpec
 
 COMPARISON_SECONDS = 300.0
@@ -46,7 +47,8 @@ class Comparing:
         self._process.kill()
 
     def outcome(self, spec: TaskSpec, model: Parameters) -> Comparison:
-        """Waits for the process, then measures the federation's last model beside the others."""
+        """Lets each institution fine-tune the federation's last model, waits for the process, and measures all models."""
+        personal = {each.id: self._personal(spec, model, each.id) for each in self.folder.facts().institutions}
         found = self._wait()
         own = {each: evaluate(spec, model, self._rows(spec, each)) for each in found["alone"]}
         return Comparison(
@@ -57,7 +59,13 @@ class Comparing:
             alone=found["alone"],
             own_alone=found["own_alone"],
             own_federated=own,
+            own_personalised=personal,
         )
+
+    def _personal(self, spec: TaskSpec, model: Parameters, institution: str) -> Figures:
+        """What `fedqueue-client personalise` would find at the institution: its test rows have no part in the choice."""
+        training = load_dataset(spec, self.folder.path / "data" / institution / "training.csv")
+        return evaluate(spec, personalised(spec, training, model).parameters, self._rows(spec, institution))
 
     def _rows(self, spec: TaskSpec, institution: str) -> Dataset:
         return load_dataset(spec, self.folder.path / "data" / institution / "test.csv", for_training=False, with_persons=False)

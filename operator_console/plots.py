@@ -86,6 +86,14 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnRows:
+    """A figure of several models, by name, on one institution's own rows; not every model needs to have one."""
+
+    institution: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Repeated:
     """A figure over seeds under one condition, and the least that its mean should be, if any."""
 
@@ -151,6 +159,24 @@ def shares(rows: Sequence[Shares]) -> str:
         axes.set_xlim(left=0)
 
     return _svg(draw, height_inches=0.9 + 0.42 * len(rows))
+
+
+def own_rows(rows: Sequence[OwnRows], models: Sequence[str], *, name: str) -> str:
+    """For each institution a dot of each of a few models, and their span as a line; colours in the order of `css_colours`."""
+
+    def draw(axes: Axes) -> None:
+        for place, row in enumerate(rows):
+            axes.plot([min(row.figures.values()), max(row.figures.values())], [place, place], color=LINE, linewidth=2, zorder=1)
+        # One below the other, so that equal figures do not hide each other.
+        for lane, model in enumerate(models):
+            found = [(row.figures[model], place) for place, row in enumerate(rows) if model in row.figures]
+            heights = [place + 0.17 * (lane - (len(models) - 1) / 2) for _, place in found]
+            axes.scatter([figure for figure, _ in found], heights, 44, color=SERIES[lane], linewidths=0, zorder=2)
+        _name_rows(axes, [row.institution for row in rows])
+        axes.set_xlabel(name)
+        axes.set_xlim(*_span([figure for row in rows for figure in row.figures.values()]))
+
+    return _svg(draw, height_inches=1.1 + 0.36 * len(rows))
 
 
 def staleness(rows: Mapping[str, Sequence[int]]) -> str:

@@ -9,7 +9,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from operator_console.events import read_events
 from operator_console.history import write_whole
 from operator_console.live_view import metric_name
-from operator_console.report_pictures import epsilon_picture, metric_pictures, shares_picture, staleness_picture, sweep_picture
+from operator_console.report_pictures import (
+    epsilon_picture,
+    metric_pictures,
+    own_picture,
+    shares_picture,
+    staleness_picture,
+    sweep_picture,
+)
 from operator_console.report_records import Records
 from operator_console.report_tables import (
     left_grid,
@@ -58,6 +65,7 @@ def content(records: Records) -> dict[str, Any]:
         "events": numbered_events(records),
         "models": model_grid(records),
         "own": own_grid(records),
+        "own_picture": own_picture(records),
         "shares": shares_picture(records),
         "staleness": staleness_picture(records),
         "parts": part_grid(records),

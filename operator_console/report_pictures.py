@@ -5,7 +5,7 @@ from typing import Any
 
 from operator_console import plots
 from operator_console.live_view import metric_name
-from operator_console.plots import Course, Level, Mark, Shares
+from operator_console.plots import Course, Level, Mark, OwnRows, Shares
 from operator_console.report_records import (
     Line,
     Picture,
@@ -16,6 +16,7 @@ from operator_console.report_records import (
     short_title,
     shown_institutions,
 )
+from operator_console.summary import OWN_MODELS, own_figures
 
 
 def metric_pictures(records: Records) -> list[Picture]:
@@ -54,6 +55,23 @@ def metric_levels(records: Records) -> list[Level]:
 def version_at(lines: Sequence[Line], at_ms: int) -> int:
     """The newest version at a moment."""
     return max((line["version"] for line in lines if line["at_ms"] <= at_ms), default=0)
+
+
+def own_picture(records: Records) -> Picture | None:
+    """The three models on each institution's own rows; None where nobody has fine-tuned the federated one."""
+    metric = records.summary["metric"]
+    rows = [OwnRows(short_title(records, each["id"]), own_figures(each, metric)) for each in shown_institutions(records)]
+    rows = [row for row in rows if row.figures]
+    if not any("personalised" in row.figures for row in rows):
+        return None
+    name = metric_name(metric)
+    said = "; ".join(
+        f"{row.institution} " + ", ".join(f"{OWN_MODELS[model]} {figure:.3f}" for model, figure in row.figures.items())
+        for row in rows
+    )
+    legend = list(zip(plots.css_colours(len(OWN_MODELS)), OWN_MODELS.values(), strict=True))
+    caption = f"{name} on each institution's own test rows{selection_text(records)}."
+    return Picture(plots.own_rows(rows, list(OWN_MODELS), name=name), f"Dots: {name} on own rows: {said}.", caption, legend)
 
 
 def shares_picture(records: Records) -> Picture:

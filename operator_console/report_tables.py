@@ -6,7 +6,7 @@ from typing import Any
 
 from operator_console.live_view import metric_name
 from operator_console.report_records import Grid, Line, Records, best_alone, epsilon_text, title_of
-from operator_console.summary import Summary, better_at_home, figure_text
+from operator_console.summary import OWN_MODELS, Summary, best_at_home, figure_text, own_figures
 
 NEVER_CAME = ("lost",)
 
@@ -48,23 +48,25 @@ def model_grid(records: Records) -> Grid:
 
 
 def own_grid(records: Records) -> Grid | None:
-    """Own model and federated model on each institution's own rows, by the first figure; None where nothing was measured."""
-    summary, metric = records.summary, records.summary["metric"]
-    measured = [each for each in summary["institutions"] if each["own"]["federated"].get(metric) is not None]
+    """Three models on each institution's own rows, by the first figure; None where nothing was measured.
+
+    Rows stand out where the institution's own model is the best of the three.
+    """
+    metric = records.summary["metric"]
+    measured = [each for each in records.summary["institutions"] if own_figures(each, metric)]
     if not measured:
         return None
-    at_home = [each["id"] for each in better_at_home(summary)]
+    best = [best_at_home(each, metric) or "" for each in measured]
     rows = [
         [
             title_of(records, each["id"]),
-            figure_text(each["own"]["alone"][metric]),
-            figure_text(each["own"]["federated"][metric]),
-            "its own" if each["id"] in at_home else "federated",
+            *(figure_text(own_figures(each, metric).get(name)) for name in OWN_MODELS),
+            OWN_MODELS[name],
         ]
-        for each in measured
+        for each, name in zip(measured, best, strict=True)
     ]
-    strong = frozenset(number for number, each in enumerate(measured) if each["id"] in at_home)
-    return Grid(["On its own rows", "own model", "federated", "better"], rows, strong)
+    strong = frozenset(number for number, name in enumerate(best) if name == "alone")
+    return Grid(["On its own rows", *OWN_MODELS.values(), "best"], rows, strong)
 
 
 def part_grid(records: Records) -> Grid:

@@ -18,6 +18,8 @@ from operator_console.live_view import metric_name
 from shared.tasks.spec import LOWER_IS_BETTER, METRICS, TaskSpec
 
 SCHEMA = 1
+OWN_MODELS = {"federated": "federated", "personalised": "personalised", "alone": "own alone"}
+"""What is compared on an institution's own rows, and what it is called there."""
 Figures = Mapping[str, float | None]
 Summary = dict[str, Any]
 
@@ -31,6 +33,7 @@ class Comparison:
     alone: Mapping[str, Figures] = field(default_factory=dict)
     own_alone: Mapping[str, Figures] = field(default_factory=dict)
     own_federated: Mapping[str, Figures] = field(default_factory=dict)
+    own_personalised: Mapping[str, Figures] = field(default_factory=dict)
 
 
 def summarise(spec: TaskSpec, history: History, comparison: Comparison, *, seed: int | None, wall_seconds: float) -> Summary:
@@ -72,6 +75,7 @@ def _institution(part: Part, comparison: Comparison, names: tuple[str, ...], pla
         "own": {
             "alone": _picked(comparison.own_alone.get(own, {}), names),
             "federated": _picked(comparison.own_federated.get(own, {}), names),
+            "personalised": _picked(comparison.own_personalised.get(own, {}), names),
         },
     }
 
@@ -125,6 +129,22 @@ def better_at_home(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
+def own_figures(institution: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """The first figure of each model that was measured on an institution's own rows; runs of older versions lack some."""
+    own = institution["own"]
+    found = {name: own.get(name, {}).get(metric) for name in OWN_MODELS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def best_at_home(institution: Mapping[str, Any], metric: str) -> str | None:
+    """Which model does best on an institution's own rows, of equals the first of OWN_MODELS; None where none was measured."""
+    best: tuple[str, float] | None = None
+    for name, value in own_figures(institution, metric).items():
+        if best is None or better(metric, value, best[1]):
+            best = name, value
+    return best[0] if best else None
+
+
 def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[str]:
     """What the figures say, in plain sentences; `titles` are names of institutions better than their ids."""
     metric, (won, measured) = summary["metric"], beaten(summary)
@@ -135,14 +155,38 @@ def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[
         figures = ", ".join(_at_home(each, metric, titles or {}) for each in at_home)
         some = f"{len(at_home)} of {measured}"
         sentences.append(f"On their own rows {some} do better with their own model than with it: {figures}.")
+    sentences += _personalised(summary, titles or {})
     if summary["threshold_rule"] and measured:
         sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
     return sentences
 
 
-def _at_home(part: Mapping[str, Any], metric: str, titles: Mapping[str, str]) -> str:
+def _personalised(summary: Summary, titles: Mapping[str, str]) -> list[str]:
+    """What fine-tuning at home comes to, and where a model of the institution's own rows is still better."""
+    metric = summary["metric"]
+    tuned = [each for each in summary["institutions"] if "personalised" in own_figures(each, metric)]
+    if not tuned:
+        return []
+    over = {name: sum(_personal_beats(each, name, metric) for each in tuned) for name in ("federated", "alone")}
+    still = [each for each in tuned if best_at_home(each, metric) == "alone"]
+    said = (
+        "Personalised, that is fine-tuned by each institution on its own rows, it does better there than untuned at "
+        f"{over['federated']} of {len(tuned)}, and better than the own model at {over['alone']}"
+    )
+    if not still:
+        return [f"{said}."]
+    figures = ", ".join(_at_home(each, metric, titles, "personalised") for each in still)
+    return [f"{said}; the own model is still the best of the three at {len(still)}: {figures}."]
+
+
+def _personal_beats(institution: Mapping[str, Any], other: str, metric: str) -> bool:
+    figures = own_figures(institution, metric)
+    return better(metric, figures.get("personalised"), figures.get(other))
+
+
+def _at_home(part: Mapping[str, Any], metric: str, titles: Mapping[str, str], against: str = "federated") -> str:
     own = part["own"]
-    return f"{titles.get(part['id'], part['id'])} {own['alone'][metric]:.3f} against {own['federated'][metric]:.3f}"
+    return f"{titles.get(part['id'], part['id'])} {own['alone'][metric]:.3f} against {own[against][metric]:.3f}"
 
 
 def final_table(summary: Summary) -> RenderableType:
@@ -158,7 +202,24 @@ def final_table(summary: Summary) -> RenderableType:
     for each in summary["institutions"]:
         wins = better(metric, each["alone"][metric], summary["federated"][metric])
         table.add_row(f"{each['id']} alone", *_cells(each["alone"], names), style="yellow" if wins else "")
-    return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in findings(summary)))
+    tables = [table, own_table(summary)] if any(own_figures(each, metric) for each in summary["institutions"]) else [table]
+    return Group(*tables, *(Padding(Text(sentence), (0, 1)) for sentence in findings(summary)))
+
+
+def own_table(summary: Summary) -> Table:
+    """On each institution's own test rows, by the first figure: the federated model, fine-tuned there, and its own."""
+    metric = summary["metric"]
+    title = f"{metric_name(metric)} on each institution's own test rows"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="dim")
+    table.add_column("institution", no_wrap=True, overflow="ellipsis", max_width=30)
+    for name in (*OWN_MODELS.values(), "best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in summary["institutions"]:
+        figures, best = own_figures(each, metric), best_at_home(each, metric)
+        cells = [figure_text(figures.get(name)) for name in OWN_MODELS]
+        style = "yellow" if best == "alone" else ""
+        table.add_row(each["id"], *cells, OWN_MODELS[best] if best else "-", style=style)
+    return table
 
 
 def _cells(figures: Figures, names: list[str]) -> list[str]:

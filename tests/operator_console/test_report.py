@@ -86,7 +86,7 @@ def test_the_page_asks_for_nothing_from_outside(folder: Path, finished: Finished
 
 def test_the_figures_of_the_run_are_on_the_page(folder: Path, finished: Finished):
     words = page_of(folder).words
-    for auc in ("0.700", "0.750", "0.610", "0.720", "0.660", "0.650"):
+    for auc in ("0.700", "0.750", "0.610", "0.720", "0.660", "0.650", "0.657", "0.690"):
         assert auc in words
     for part in finished.history.parts():
         assert f"{part.total_weight:.2f}" in words
@@ -108,7 +108,7 @@ def test_every_plot_says_in_words_what_it_shows(folder: Path, finished: Finished
     add_extras(folder, finished)
     page = page_of(folder)
     said = [value for tag, name, value in page.attributes if (tag, name) == ("div", "aria-label") and ":" in value]
-    assert page.tags["svg"] == 6
+    assert page.tags["svg"] == 7
     assert len(said) == page.tags["svg"]
     assert "epsilon none: 0.778; epsilon 3: 0.722" in said[-1]
 
@@ -141,6 +141,27 @@ def test_names_from_outside_are_text_and_never_markup(folder: Path):
     assert "<script" not in text
     assert "A &amp; &lt;script&gt;" in text
     assert ">Bank $B$</text>" in text
+
+
+def test_own_rows_show_three_models_and_where_the_own_one_is_still_the_best(folder: Path):
+    page = page_of(folder)
+    said = next(value for _, name, value in page.attributes if name == "aria-label" and value.startswith("Dots: AUC on own rows"))
+    assert "Bank $B$ federated 0.680, personalised 0.690, own alone 0.640" in said
+    assert "Bank C" not in said  # which was not measured
+    assert any("own model is still the best of the three at 1" in word for word in page.words)
+    assert any("neither the personalised model nor its figures leave an institution" in word for word in page.words)
+    assert ("tr", "class", "strong") in page.attributes
+
+
+def test_the_page_of_an_older_run_shows_what_it_has(folder: Path):
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text())
+    for each in summary["institutions"]:
+        del each["own"]["personalised"]
+    file.write_text(json.dumps(summary))
+    page = page_of(folder)
+    assert {"0.660", "0.650"} <= set(page.words)
+    assert not [value for _, _, value in page.attributes if "on own rows" in value]
 
 
 def test_a_run_without_its_summary_is_named(tmp_path: Path):

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from operator_console.summary import Comparison, Summary, beaten, final_table, findings, summarise, threshold_rule, write_summary
+from operator_console.summary import (
+    Comparison,
+    Summary,
+    beaten,
+    best_at_home,
+    final_table,
+    findings,
+    summarise,
+    threshold_rule,
+    write_summary,
+)
 from shared.tasks.spec import TaskSpec, parse_task
 from tests.operator_console.conftest import EXAMPLES, Finished
 
@@ -53,6 +63,7 @@ COMPARISON = Comparison(
     alone={"bank-a": figures(0.61), "bank-b": figures(0.72), "bank-c": figures(None)},
     own_alone={"bank-a": figures(0.66), "bank-b": figures(0.64)},
     own_federated={"bank-a": figures(0.65), "bank-b": figures(0.68)},
+    own_personalised={"bank-a": figures(0.657), "bank-b": figures(0.69)},
 )
 
 
@@ -77,7 +88,7 @@ def test_the_summary_has_every_key_that_scripts_rely_on(summary: Summary):
     wanted = "id num_examples updates mean_staleness total_weight epsilon_spent target_delta standing alone federated own"
     for each in summary["institutions"]:
         assert each.keys() == set(wanted.split())
-        assert each["own"].keys() == {"alone", "federated"}
+        assert each["own"].keys() == {"alone", "federated", "personalised"}
         assert {"auc", "log_loss", "accuracy", "recall", "f1"} <= each["alone"].keys()
 
 
@@ -92,7 +103,7 @@ def test_a_figure_that_does_not_exist_is_null(summary: Summary, tmp_path: Path):
     write_summary(tmp_path / "summary.json", summary)
     bank_c = json.loads((tmp_path / "summary.json").read_text())["institutions"][2]
     assert bank_c["alone"]["auc"] is None
-    assert bank_c["own"] == {"alone": dict.fromkeys(figures(0)), "federated": dict.fromkeys(figures(0))}
+    assert bank_c["own"] == dict.fromkeys(("alone", "federated", "personalised"), dict.fromkeys(figures(0)))
 
 
 def test_a_figure_that_is_not_a_number_is_null_too(finished: Finished):
@@ -113,8 +124,31 @@ def test_the_findings_count_banks_beaten_and_name_those_better_at_home(summary: 
     assert findings(summary, {"bank-a": "The A Bank"}) == [
         "The federated model beats 1 of 2 institutions' own models on all test rows (AUC).",
         "On their own rows 1 of 2 do better with their own model than with it: The A Bank 0.660 against 0.650.",
+        "Personalised, that is fine-tuned by each institution on its own rows, it does better there than untuned at 2 of 2, and "
+        "better than the own model at 1; the own model is still the best of the three at 1: The A Bank 0.660 against 0.657.",
         "Accuracy, recall and F1: the 17.5% of rows with the highest scores are called positive, as many as in training.",
     ]
+
+
+def test_the_best_model_on_own_rows_is_named_also_where_less_is_better(summary: Summary):
+    bank_a, bank_b, bank_c = summary["institutions"]
+    assert [best_at_home(each, "auc") for each in (bank_a, bank_b, bank_c)] == ["alone", "personalised", None]
+    bank_a["own"] = {"alone": {"rmse": 3.0}, "federated": {"rmse": 2.5}, "personalised": {"rmse": 2.0}}
+    assert best_at_home(bank_a, "rmse") == "personalised"
+
+
+def test_where_tuning_changes_nothing_it_is_not_called_better(summary: Summary):
+    for each in summary["institutions"][:2]:
+        each["own"]["personalised"] = each["own"]["federated"]
+    assert best_at_home(summary["institutions"][1], "auc") == "federated"
+    assert "better there than untuned at 0 of 2, and better than the own model at 1;" in findings(summary)[2]
+
+
+def test_a_summary_of_before_there_was_tuning_is_read_as_ever(summary: Summary):
+    for each in summary["institutions"]:
+        del each["own"]["personalised"]
+    assert [best_at_home(each, "auc") for each in summary["institutions"]] == ["alone", "federated", None]
+    assert not [sentence for sentence in findings(summary) if "Personalised" in sentence]
 
 
 def test_a_fixed_threshold_is_stated_as_such():
@@ -126,6 +160,6 @@ def test_the_final_table_shows_every_model_and_states_the_threshold(summary: Sum
     console = Console(file=io.StringIO(), width=80)
     console.print(final_table(summary))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for fact in ("federated", "pooled", "bank-a alone", "0.610", "0.720", "0.750", "beats 1 of 2", "17.5%"):
+    for fact in ("federated", "pooled", "bank-a alone", "0.610", "0.720", "0.750", "beats 1 of 2", "17.5%", "0.657", "own alone"):
         assert fact in text
     assert max(map(len, text.splitlines())) <= 80
