@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from aggregator_worker.roll_back import RollBack, rolled_back
 from operator_console.table_audit import TableAudit
 from shared import lineage, messages
 from shared.broker import Delivery
 from shared.errors import FederationError, RejectedMessageError
-from shared.messages import KEPT_OPERATIONS, Claim, ManifestRecord
+from shared.messages import KEPT_OPERATIONS, Claim, Manifest, ManifestRecord
 
 
 class BrokenLineageError(FederationError):
@@ -32,6 +33,7 @@ class Found:
     last_at_ms: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     institutions: set[str] = field(default_factory=set)
+    roll_backs: dict[int, RollBack] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -92,6 +94,8 @@ class ChainAudit:
         else:
             yield from _follows(record, before)
         yield from self._tables_of(record, before)
+        if before is not None:
+            yield from _made_of_something(record.manifest, before.manifest)
         if self._known.head is None or self._known.head.hash != record.hash:
             yield "readers do not take it for a part of the chain"
         yield from self._operation_ids(record)
@@ -125,6 +129,8 @@ class ChainAudit:
         found.last_version, found.last_at_ms = manifest.version, at_ms
         found.outcomes.update(settlement.outcome for settlement in manifest.settled)
         found.institutions |= manifest.table.keys()
+        back = rolled_back(manifest)
+        found.roll_backs |= {manifest.version: back} if back else {}
 
 
 def _follows(record: ManifestRecord, before: ManifestRecord) -> Iterator[str]:
@@ -141,6 +147,17 @@ def _follows(record: ManifestRecord, before: ManifestRecord) -> Iterator[str]:
     plan_hash = manifest.plan.hash if manifest.plan is not None else former.plan_hash
     if manifest.plan_hash != plan_hash or (manifest.whole and manifest.plan is None):
         yield "the plan is not the one that its hash names"
+
+
+def _made_of_something(manifest: Manifest, former: Manifest) -> Iterator[str]:
+    """A version is made of updates or of a roll-back, never of both or of neither."""
+    back, folds = rolled_back(manifest), any(settlement.outcome == "aggregated" for settlement in manifest.settled)
+    if manifest.version == former.version + 1 and back is None and not folds:
+        yield "a new version is made of no update, and of no order"
+    if back is not None and (folds or manifest.version == former.version):
+        yield "a roll-back makes a version of its own, and folds nothing"
+    if back is not None and back.to_version > former.version:
+        yield f"it is rolled back to version {back.to_version}, and {former.version} is before it"
 
 
 def _place(delivery: Delivery) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from aggregator_worker.roll_back import rolled_back
 from broker_config.streams import IDLE_SECONDS, LINEAGE_PREFETCH, LineageReader, UninitialisedError, last_offset
 from broker_config.topology import LINEAGE
 from shared.broker import Broker, Delivery
@@ -150,6 +151,7 @@ class History:
             "model": manifest.model.hash,
             "model_bytes": manifest.model.size,
             "plan_hash": manifest.plan_hash,
+            **self._roll_back(manifest),
             **({"plan": manifest.plan.model_dump()} if manifest.plan and manifest.plan_hash != known_plan else {}),
             "phase": last.manifest.phase,
             "phase_reason": last.manifest.phase_reason,
@@ -158,6 +160,13 @@ class History:
             "not_folded": [{**self._refused(settlement), "manifest": where} for where, settlement in refused],
             "institutions": self._changed(link, *later),
         }
+
+    def _roll_back(self, manifest: Manifest) -> dict[str, Any]:
+        """What a version that folds nothing is made of."""
+        back = rolled_back(manifest)
+        if back is None:
+            return {}
+        return {"roll_back": {"to_version": back.to_version, "without": self.name(back.without) if back.without else None}}
 
     def _update(self, settlement: Settlement) -> dict[str, Any]:
         return {

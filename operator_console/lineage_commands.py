@@ -1,6 +1,6 @@
 """`fedqueue lineage verify | show`: is the chain whole, and what is a version made of?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Annotated
@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from aggregator_worker.roll_back import KIND as ROLL_BACK
+from aggregator_worker.roll_back import RollBack, rolled_back
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.streams import IDLE_SECONDS, UninitialisedError, last_offset, records_of
@@ -77,6 +79,8 @@ def summary(found: Found, names: Mapping[str, str]) -> Table:
     table.add_row("manifests", f"{found.manifests:,} in {found.records:,} records")
     table.add_row("updates", outcomes)
     table.add_row("institutions", ", ".join(sorted(names.get(each, each) for each in found.institutions)))
+    for version, back in sorted(found.roll_backs.items()):
+        table.add_row("roll-back", f"version {version}: {roll_back_text(back, names)}")
     table.add_row("epochs", f"{found.epochs}")
     table.add_row("passed over", ignored)
     table.add_row("time", f"{_time(found.first_at_ms)} to {_time(found.last_at_ms)}")
@@ -90,12 +94,26 @@ def version_table(records: list[ManifestRecord], names: Mapping[str, str]) -> Ta
         "institution", "update", "base", "staleness", "weight", "outcome", "content", title=f"version {manifest.version}"
     )
     table.caption = f"model {manifest.model.hash}, {manifest.model.size:,} bytes; manifest {records[0].hash}"
-    for told in _standings(records, names):
+    for told in (*_orders(records, names), *_standings(records, names)):
         table.caption += f"\n{told}"
     for record in records:
         for settlement in record.manifest.settled:
             table.add_row(*_cells(settlement, names))
     return table
+
+
+def roll_back_text(back: RollBack, names: Mapping[str, str]) -> str:
+    """Where a roll-back went, for people."""
+    return f"to version {back.to_version}" + (f" without {names.get(back.without, back.without)}" if back.without else "")
+
+
+def _orders(records: list[ManifestRecord], names: Mapping[str, str]) -> Iterator[str]:
+    """What became of the operator's orders; a roll-back is what its version is made of."""
+    for record in records:
+        back = rolled_back(record.manifest)
+        for done in record.manifest.operations:
+            reason = roll_back_text(back, names) if back is not None and done.kind == ROLL_BACK and done.applied else done.reason
+            yield f"order to {done.kind}: {'applied' if done.applied else 'refused'}" + (f", {reason}" if reason else "")
 
 
 def _standings(records: list[ManifestRecord], names: Mapping[str, str]) -> list[str]:

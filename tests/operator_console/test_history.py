@@ -9,7 +9,7 @@ from broker_config.streams import UninitialisedError, publish_claim, publish_rec
 from broker_config.topology import topology
 from operator_console.history import History, fold_next, follow
 from shared.broker import Delivery, Message
-from shared.messages import Counters, Entry, ManifestRecord, Settlement
+from shared.messages import Counters, Entry, ManifestRecord, OperationOutcome, Settlement
 from tests.builders import a_claim, a_record, name_of
 from tests.operator_console.conftest import EPSILON_EACH, EXAMPLES, Finished
 
@@ -94,6 +94,15 @@ def test_a_line_says_when_it_was_made_and_what_changed_with_it():
     assert one["institutions"]["bank-a"]["epsilon_spent"] == 0.5
     assert "plan" in zero
     assert "plan" not in one
+
+
+def test_the_line_of_a_roll_back_says_where_it_went_and_without_whom():
+    done = OperationOutcome(operation_id="1" * 32, kind="roll-back", applied=True, reason=f"to version 1 without {B}")
+    back = a_record(3, after=TWO, whole=False, plan=None, table={}, operations=[done])
+    lines = list(told(ZERO, ONE, TWO, back).lines())
+    assert lines[3]["roll_back"] == {"to_version": 1, "without": "bank-b"}
+    assert (lines[3]["updates"], lines[3]["institutions"]) == ([], {})
+    assert "roll_back" not in lines[2]
 
 
 def test_a_link_that_is_read_again_changes_nothing():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from aggregator_worker.roll_back import RollBack
 from broker_config.streams import publish_claim, publish_record
 from operator_console.chain_audit import BrokenLineageError, ChainAudit
 from operator_console.lineage_commands import audited, summary, version_table
@@ -18,6 +19,7 @@ A = name_of("bank-a")
 B = name_of("bank-b")
 ZERO = a_record(0, table={A: Entry(incarnation=1)})
 REQUEUE = OperationOutcome(operation_id="1" * 32, kind="requeue", applied=True)
+BACK = OperationOutcome(operation_id="4" * 32, kind="roll-back", applied=True, reason=f"to version 0 without {A}")
 ADMIT = OperationOutcome(operation_id="2" * 32, kind="admit", applied=True)
 BY_PSEUDONYM = {name_of(name): name for name in NAMES}
 
@@ -155,6 +157,48 @@ def test_the_good_chain_that_the_bad_ones_differ_from_holds():
 def test_each_way_in_which_a_link_can_be_wrong_is_named(record, complaint):
     with pytest.raises(BrokenLineageError, match=rf"the record at offset 2, version \d: .*{complaint}"):
         audit(a_claim(1), ZERO, record)
+
+
+def rolled(**changes):
+    """The manifest of a roll-back, behind the one that folds the first update."""
+    return a_record(
+        **{
+            "version": 2,
+            "after": one(),
+            "settled": [],
+            "table": {},
+            "whole": False,
+            "plan": None,
+            "operations": [BACK],
+            "mark": "model 2",
+            **changes,
+        }
+    )
+
+
+def test_a_roll_back_is_a_link_that_holds_and_is_told_with_the_institutions_name():
+    found = audit(a_claim(1), ZERO, one(), rolled()).found
+    assert (found.last_version, found.roll_backs) == (2, {2: RollBack(0, A)})
+    assert "version 2: to version 0 without bank-a" in shown(summary(found, BY_PSEUDONYM))
+    assert "order to roll-back: applied, to version 0 without bank-a" in shown(version_table([rolled()], BY_PSEUDONYM))
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        (rolled(operations=[]), "a new version is made of no update, and of no order"),
+        (rolled(operations=[BACK.model_copy(update={"applied": False})]), "a new version is made of no update, and of no order"),
+        (rolled(version=1, mark="model 1"), "a roll-back makes a version of its own, and folds nothing"),
+        (
+            rolled(settled=[settled(2, staleness=1)], table={A: entry(2, weight=1.0, aggregated=2)}),
+            "a roll-back makes a version of its own, and folds nothing",
+        ),
+        (rolled(operations=[BACK.model_copy(update={"reason": "to version 2"})]), "rolled back to version 2, and 1 is before it"),
+    ],
+)
+def test_what_is_no_roll_back_and_no_fold_is_named(record, complaint):
+    with pytest.raises(BrokenLineageError, match=rf"the record at offset 3, version \d: .*{complaint}"):
+        audit(a_claim(1), ZERO, one(), record)
 
 
 def test_a_run_begins_with_a_claim_and_version_0():
