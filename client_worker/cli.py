@@ -3,7 +3,7 @@
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
@@ -20,6 +20,9 @@ from client_worker.standing import require_membership
 from client_worker.worker import run
 from shared.logs import configure
 from shared.outermost import run_program
+
+if TYPE_CHECKING:
+    from client_worker.personalise import Version
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -68,17 +71,20 @@ def personalise(
     config: Annotated[Path, ConfigFile],
     test: Annotated[Path | None, typer.Option(help="Rows to judge by, not trained on; else validation_file.")] = None,
     version: Annotated[int | None, typer.Option(min=0, help="Begin with this version instead of the newest.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Begin with the version that was best on held-out rows.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Instead of the state folder.")] = None,
 ) -> None:
     """Fine-tune the newest model on this institution's rows, for itself alone: nothing is published, no budget is spent."""
+    if best and version is not None:
+        raise typer.BadParameter("--best and --version exclude each other", param_hint="'--best'")
     configure(level="error")
     try:
-        _personalise(read_settings(ClientSettings, config), test=test, version=version, out=out)
+        _personalise(read_settings(ClientSettings, config), test=test, version="best" if best else version, out=out)
     finally:
         structlog.reset_defaults()  # its errors are sentences for people, not lines of a log
 
 
-def _personalise(settings: ClientSettings, *, test: Path | None, version: int | None, out: Path | None) -> None:
+def _personalise(settings: ClientSettings, *, test: Path | None, version: "Version", out: Path | None) -> None:
     # Only whoever asks for it waits for torch.
     from rich.console import Console
 

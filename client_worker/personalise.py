@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.numpy
 
-from broker_config.streams import fetch_model, newest, records_of
+from broker_config.downloads import Wanted
+from broker_config.streams import MissingBlobError, fetch_blob, newest, records_of
 from client_worker.data import load_dataset
 from client_worker.files import fingerprint, read_task
 from client_worker.local_work import Member
@@ -23,20 +24,21 @@ from client_worker.settings import ClientSettings
 from client_worker.standing import require_membership
 from shared.broker import Broker
 from shared.errors import (
-    BrokerUnavailableError,
     DataError,
     FederationError,
     IncompatibleUpdateError,
     SettingsError,
     StorageError,
 )
-from shared.messages import ManifestRecord
+from shared.messages import BlobName, Location, ManifestRecord, decode_model
 from shared.parameters import Parameters, require_shapes, shapes
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import Figures, evaluate
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import TaskSpec
 
+Version = int | Literal["best"] | None
+"""Of the global model that is begun with: a number, the best by the operator's held-out figure, or None, the newest."""
 SCHEMA = 1
 SUFFIX = ".safetensors"
 STAYS = "trained without noise on this institution's rows: neither the model nor its figures may leave"
@@ -88,8 +90,8 @@ def read_rows(settings: ClientSettings, test_file: Path | None) -> Rows:
     return Rows(spec, training, test)
 
 
-def fetch(broker: Broker, member: Member, spec: TaskSpec, *, version: int | None = None) -> tuple[Source, Parameters]:
-    """The newest global model, or that of an earlier version, read as the worker reads it; nothing is written.
+def fetch(broker: Broker, member: Member, spec: TaskSpec, *, version: Version = None) -> tuple[Source, Parameters]:
+    """The newest global model or another version's, read as the worker reads it; nothing is written.
 
     Raises TopologyError where this institution is no member, SettingsError where the federation's task or model is another one,
     FederationError where there is nothing to begin with yet or no longer.
@@ -98,38 +100,50 @@ def fetch(broker: Broker, member: Member, spec: TaskSpec, *, version: int | None
     require_membership(lineage, member)
     if lineage.plan is not None:
         require_task(lineage.plan, task_hash=spec.hash)
-    record = head if version is None else _record_of(broker, version, head.manifest.version)
-    if record.manifest.version == 0:
+    wanted = _best_of(head) if version == "best" else _of(head if version is None else _record_of(broker, version, head))
+    if wanted.version == 0:
         raise FederationError("version 0 is the untrained model: nothing has been learned yet; try again after the first updates")
-    model = _model(broker, record)
+    model = _model(broker, wanted)
     try:
         require_shapes(model, shapes(initial_parameters(spec, 0)))
     except IncompatibleUpdateError as error:
-        raise SettingsError(
-            f"the model of version {record.manifest.version} is not what {spec.model.type} makes here: {error}"
-        ) from error
-    return Source(record.manifest.run_id, record.manifest.version, record.manifest.model.hash), model
+        raise SettingsError(f"the model of version {wanted.version} is not what {spec.model.type} makes here: {error}") from error
+    return Source(head.manifest.run_id, wanted.version, wanted.blob.hash), model
 
 
-def _record_of(broker: Broker, version: int, head: int) -> ManifestRecord:
-    if version > head:
-        raise SettingsError(f"there is no version {version} yet; the newest is {head}")
-    found = None
+def _of(record: ManifestRecord) -> Wanted:
+    return Wanted(record.manifest.version, record.manifest.model, record.model_at)
+
+
+def _best_of(head: ManifestRecord) -> Wanted:
+    """The version that did best on the operator's held-out rows, whose model the aggregator keeps readable."""
+    scalars = head.manifest.scalars
+    if "best_version" not in scalars or head.best_at is None:
+        raise FederationError("this run names no best version: the operator measures none on held-out rows; take the newest")
+    blob = BlobName(hash=str(scalars["best_model"]), size=int(scalars["best_size"]))
+    return Wanted(int(scalars["best_version"]), blob, head.best_at)
+
+
+def _record_of(broker: Broker, version: int, head: ManifestRecord) -> ManifestRecord:
+    newest_version, found = head.manifest.version, None
+    if version > newest_version:
+        raise SettingsError(f"there is no version {version} yet; the newest is {newest_version}")
     for record in records_of(broker):
         if record.manifest.version == version:
             found = record
     if found is None:
-        raise FederationError(f"the lineage no longer holds version {version}; take a newer one, up to {head}")
+        raise FederationError(f"the lineage no longer holds version {version}; take a newer one, up to {newest_version}")
     return found
 
 
-def _model(broker: Broker, record: ManifestRecord) -> Parameters:
+def _model(broker: Broker, wanted: Wanted) -> Parameters:
     try:
-        return fetch_model(broker, record)
-    except BrokerUnavailableError as error:
+        content = fetch_blob(broker, wanted.at or Location(offset=0, chunks=1), wanted.blob)
+    except MissingBlobError as error:
         raise FederationError(
-            f"the model of version {record.manifest.version} is not on the broker, or no longer: {error}; take a newer one"
+            f"the model of version {wanted.version} is not on the broker, or no longer: {error}; take a newer one"
         ) from error
+    return decode_model(content, max_bytes=wanted.blob.size)
 
 
 def compare(rows: Rows, model: Parameters) -> Personalised:

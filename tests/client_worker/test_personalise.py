@@ -37,7 +37,7 @@ LEARNED = {"weight": np.array([[0.0, 1.0, 0.0, 0.0, 0.0, 0.0]], np.float32), "bi
 HEADER = ",".join([*(f"x{number}" for number in range(1, INPUTS + 1)), "overdue"])
 
 
-def next_version(server: Server, plan: Plan, model=LEARNED, **changes) -> ManifestRecord:
+def next_version(server: Server, plan: Plan, model=LEARNED, *, model_at=None, best_at=None, **changes) -> ManifestRecord:
     """A version after the head, as an aggregator publishes it."""
     aggregator = server.connect("aggregator")
     head, _ = newest(aggregator)
@@ -47,7 +47,7 @@ def next_version(server: Server, plan: Plan, model=LEARNED, **changes) -> Manife
     version = head.manifest.version + 1
     fields = {"model": blob, "plan": plan, "plan_hash": plan.hash, "table": members_table(), **changes}
     manifest = a_manifest(version, previous=head.hash, **fields)
-    record = messages.manifest_record(1, manifest, Location(offset=version, chunks=1))
+    record = messages.manifest_record(1, manifest, model_at or Location(offset=version, chunks=1), best_at=best_at)
     publish_record(aggregator, record)
     aggregator.close()
     return record
@@ -165,6 +165,35 @@ def test_an_earlier_version_can_be_begun_with(bank: Bank) -> None:
     test = load_dataset(SPEC, bank.folder / VALIDATION_FILE, for_training=False)
     second = {**LEARNED, "bias": np.full(1, -1, np.float32)}
     assert bank.figures["figures"]["global"] == pytest.approx(evaluate(SPEC, second, test))
+
+
+def test_the_version_that_did_best_on_held_out_rows_can_be_begun_with(bank: Bank) -> None:
+    bank.found(versions=2)
+    best, _ = newest(bank.server.connect("operator"))
+    name = best.manifest.model
+    told = {"best_version": 2, "best_figure": (0.75).hex(), "best_model": name.hash, "best_size": name.size}
+    next_version(bank.server, private_plan(), {**LEARNED, "bias": np.ones(1, np.float32)}, best_at=best.model_at, scalars=told)
+
+    assert bank.run("--best").exit_code == 0
+
+    assert (bank.figures["version"], bank.figures["global_model"]) == (2, name.hash)
+
+
+def test_a_run_without_held_out_rows_has_no_best_version(bank: Bank) -> None:
+    bank.found()
+
+    assert "names no best version" in str(bank.refusal("--best"))
+    assert bank.run("--best", "--version", "1").exit_code == 2
+
+
+def test_a_model_that_the_stream_has_dropped_is_said_to_be_gone(bank: Bank) -> None:
+    bank.found(versions=0)
+    next_version(bank.server, private_plan(), model_at=Location(offset=7, chunks=1))
+
+    error = bank.refusal()
+
+    assert error.exit_code == 1
+    assert "the model of version 1 is not on the broker, or no longer" in str(error)
 
 
 def test_another_place_and_other_test_rows_can_be_named(bank: Bank, tmp_path: Path) -> None:
