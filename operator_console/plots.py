@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0400{number:02x}" for number in range(1, 9))
-"""Stand-ins that `_svg` replaces by CSS variables; matplotlib wants real colours."""
+"""Stand-ins that `inline_svg` replaces by CSS variables; matplotlib wants real colours."""
 _SMALL: Any = {"color": MUTED, "fontsize": 9.5, "xytext": (0, 0), "textcoords": "offset points"}
 DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)))
 WIDTH_INCHES = 5.3
@@ -134,7 +134,7 @@ def metric_course(course: Course, *, name: str, over: str, levels: Sequence[Leve
             axes.axvline(mark.at, color=SERIES[5], linewidth=1, linestyle=DASHES[2], zorder=1)
             axes.annotate(f"{mark.number}", (mark.at, 1.0), xycoords=("data", "axes fraction"), ha="center", color=SERIES[5])
 
-    return _svg(draw, height_inches=3.3)
+    return inline_svg(draw, height_inches=3.3)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -154,11 +154,11 @@ def shares(rows: Sequence[Shares]) -> str:
         for place, row in enumerate(rows):
             if row.data is not None:
                 axes.plot([row.data, row.data], [place - 0.42, place + 0.42], color=INK, linewidth=2)
-        _name_rows(axes, [row.institution for row in rows])
+        name_rows(axes, [row.institution for row in rows])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlim(left=0)
 
-    return _svg(draw, height_inches=0.9 + 0.42 * len(rows))
+    return inline_svg(draw, height_inches=0.9 + 0.42 * len(rows))
 
 
 def own_rows(rows: Sequence[OwnRows], models: Sequence[str], *, name: str) -> str:
@@ -172,11 +172,11 @@ def own_rows(rows: Sequence[OwnRows], models: Sequence[str], *, name: str) -> st
             found = [(row.figures[model], place) for place, row in enumerate(rows) if model in row.figures]
             heights = [place + 0.17 * (lane - (len(models) - 1) / 2) for _, place in found]
             axes.scatter([figure for figure, _ in found], heights, 44, color=SERIES[lane], linewidths=0, zorder=2)
-        _name_rows(axes, [row.institution for row in rows])
+        name_rows(axes, [row.institution for row in rows])
         axes.set_xlabel(name)
         axes.set_xlim(*_span([figure for row in rows for figure in row.figures.values()]))
 
-    return _svg(draw, height_inches=1.1 + 0.36 * len(rows))
+    return inline_svg(draw, height_inches=1.1 + 0.36 * len(rows))
 
 
 def staleness(rows: Mapping[str, Sequence[int]]) -> str:
@@ -190,12 +190,12 @@ def staleness(rows: Mapping[str, Sequence[int]]) -> str:
             axes.scatter(
                 [value for value, _ in counted], [place] * len(counted), sizes, color=SERIES[0], alpha=0.75, linewidths=0
             )
-        _name_rows(axes, list(rows))
+        name_rows(axes, list(rows))
         axes.set_xlabel("staleness in versions")
         axes.set_xlim(left=-0.7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _svg(draw, height_inches=1.1 + 0.36 * len(rows))
+    return inline_svg(draw, height_inches=1.1 + 0.36 * len(rows))
 
 
 def epsilon_over_time(courses: Mapping[str, Course], *, budget: float | None) -> str:
@@ -211,7 +211,7 @@ def epsilon_over_time(courses: Mapping[str, Course], *, budget: float | None) ->
         axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
 
-    return _svg(draw, height_inches=3.0)
+    return inline_svg(draw, height_inches=3.0)
 
 
 def epsilon_cost(points: Iterable[tuple[str, float]], *, name: str) -> str:
@@ -231,7 +231,7 @@ def epsilon_cost(points: Iterable[tuple[str, float]], *, name: str) -> str:
         room = max(high - low, 0.02)
         axes.set(ylim=(low - 0.2 * room, high + 0.35 * room), xlim=(-0.5, len(rows) - 0.5))
 
-    return _svg(draw, height_inches=2.7)
+    return inline_svg(draw, height_inches=2.7)
 
 
 def epsilon_seeds(columns: Sequence[Repeated], *, name: str) -> str:
@@ -254,7 +254,7 @@ def epsilon_seeds(columns: Sequence[Repeated], *, name: str) -> str:
         wanted = [column.wanted for column in columns if column.wanted is not None]
         axes.set_ylim(*_span([figure for column in columns for figure in column.figures] + wanted))
 
-    return _svg(draw, height_inches=3.1)
+    return inline_svg(draw, height_inches=3.1)
 
 
 def standalone(svg: str, *, title: str, style: str) -> str:
@@ -268,13 +268,14 @@ def standalone(svg: str, *, title: str, style: str) -> str:
     return f'{opening}>\n<title id="title">{escape(title)}</title>\n<style>\n{style}</style>\n{page}{rest}\n'
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A row for each name, the first one on top."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
 
 
-def _svg(draw: Callable[[Axes], None], *, height_inches: float) -> str:
+def inline_svg(draw: Callable[[Axes], None], *, height_inches: float) -> str:
     """An <svg> element without a namespace, a fixed size or anything outside itself."""
     with mpl.rc_context(_LOOK):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
