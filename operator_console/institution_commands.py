@@ -1,4 +1,4 @@
-"""`fedqueue institution add | remove | list`: who takes part."""
+"""`fedqueue institution add | remove | quarantine | release | list`: who takes part."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from aggregator_worker.defence import STRIKE
 from broker_config import logins as login_file
 from broker_config.connection import consumers
 from broker_config.logins import Logins
@@ -25,6 +26,7 @@ from shared.plan import Plan
 institution_app = typer.Typer(help="Who takes part in a federation.", no_args_is_help=True, rich_markup_mode=None)
 
 UNHEARD_SECONDS = 10.0
+LONGEST_REASON = 200
 Id = Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
 
 
@@ -59,12 +61,48 @@ def remove(institution: Id, folder: Folder = DEFAULT_FOLDER) -> None:
     typer.echo(f"{institution} is removed; `fedqueue institution add {institution}` admits it again, as a new incarnation")
 
 
+def _short(reason: str) -> str:
+    if len(reason) > LONGEST_REASON:
+        raise typer.BadParameter(f"it has {len(reason)} characters, and a manifest holds {LONGEST_REASON}")
+    return reason
+
+
+Why = Annotated[str, typer.Option("--reason", callback=_short, help="Why; all members read it in the lineage.")]
+
+
+@institution_app.command()
+def quarantine(institution: Id, reason: Why = "", folder: Folder = DEFAULT_FOLDER) -> None:
+    """Fold nothing more of an institution. It stays a member; what it gave stays in the model until a roll-back."""
+    federation = FederationFolder(folder)
+    with order_desk(federation) as desk:
+        news = confine(federation, desk, institution, reason)
+    typer.echo(
+        f"{institution} is in quarantine{'' if news else ' already'}: nothing more of it is folded. What it gave is in the model "
+        f"still; `fedqueue roll-back --without {institution} --dry-run` shows the model without it"
+    )
+
+
+@institution_app.command()
+def release(institution: Id, reason: Why = "", folder: Folder = DEFAULT_FOLDER) -> None:
+    """Fold an institution's updates again, with nothing held against it."""
+    federation = FederationFolder(folder)
+    with order_desk(federation) as desk:
+        entry = present(federation, desk, institution)
+        if not entry.quarantined:
+            typer.echo(f"{institution} is not in quarantine")
+            return
+        outcome = desk.give("release", institution=institution, reason=reason)
+        if not outcome.applied and present(federation, desk, institution).quarantined:
+            raise OrderRefusedError(f"the aggregator refused to release {institution}: {outcome.reason}")
+    typer.echo(f"{institution} is released: its updates are folded again, and no strikes are held against it")
+
+
 @institution_app.command("list")
 def list_institutions(folder: Folder = DEFAULT_FOLDER) -> None:
     """Show every institution, removed ones too."""
     federation = FederationFolder(folder)
     with order_desk(federation) as desk:
-        table = Table("id", "title", "state", "updates", "epsilon", "incarnation")
+        table = Table("id", "title", "state", "updates", "epsilon", "incarnation", "strikes")
         for row in rows(federation, desk):
             table.add_row(*row)
     Console().print(table)
@@ -83,14 +121,35 @@ def admit(federation: FederationFolder, desk: OrderDesk, newcomer: InstitutionFa
 
 
 def rows(federation: FederationFolder, desk: OrderDesk) -> Iterator[tuple[str, ...]]:
-    """The cells of `list`: id, title, state, updates, epsilon, incarnation."""
+    """The cells of `list`: id, title, state, updates, epsilon, incarnation, strikes."""
     secret = federation.run_secret()
     for facts in federation.facts().institutions:
         entry = desk.table.get(pseudonym(secret, facts.id))
         known = entry or Entry(incarnation=facts.incarnation)
         epsilon = "-" if known.epsilon_spent is None else f"{known.epsilon_spent:.2f}"
         state = state_of(entry, desk.plan.hash if desk.plan else "")
-        yield facts.id, facts.title, state, str(known.counters.aggregated), epsilon, str(known.incarnation)
+        strikes = f"{known.strikes / STRIKE:g}"
+        yield facts.id, facts.title, state, str(known.counters.aggregated), epsilon, str(known.incarnation), strikes
+
+
+def present(federation: FederationFolder, desk: OrderDesk, institution: str) -> Entry:
+    """A member's entry. Raises SettingsError for a stranger and for one that was removed."""
+    entry = desk.table.get(pseudonym(federation.run_secret(), institution))
+    if entry is None:
+        raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
+    if entry.removed:
+        raise SettingsError(f"{institution} was removed: nothing of it is folded, and it has no queue")
+    return entry
+
+
+def confine(federation: FederationFolder, desk: OrderDesk, institution: str, reason: str) -> bool:
+    """Has an institution put into quarantine; False where it is there already. Raises OrderRefusedError."""
+    if present(federation, desk, institution).quarantined:
+        return False
+    outcome = desk.give("quarantine", institution=institution, reason=reason)
+    if not outcome.applied and not present(federation, desk, institution).quarantined:
+        raise OrderRefusedError(f"the aggregator refused to put {institution} into quarantine: {outcome.reason}")
+    return outcome.applied
 
 
 def state_of(entry: Entry | None, plan_hash: str) -> str:

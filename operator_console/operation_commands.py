@@ -21,7 +21,7 @@ from shared.messages import Entry, ManifestRecord, Operation, OperationOutcome
 from shared.plan import Plan
 
 ANSWER_SECONDS = 30.0
-Kind = Literal["pause", "resume", "stop", "admit", "remove"]
+Kind = Literal["pause", "resume", "stop", "admit", "remove", "quarantine", "release"]
 
 
 class NoAnswerError(FederationError):
