@@ -128,6 +128,8 @@ class Federation:
             admission, contribution = self._contribution(pseudonym, update, admission=admission, delta=delta)
         if contribution is not None:
             self._fold(contribution, admission.length)
+        elif admission.outcome == "rejected":
+            self.weighing.forfeit(pseudonym)
         settlement = Settlement(
             institution=pseudonym,
             incarnation=update.incarnation,

@@ -11,7 +11,7 @@ import numpy as np
 from aggregator_worker.ending import Tally
 from aggregator_worker.membership import Membership, counts
 from aggregator_worker.rules import RULES
-from aggregator_worker.rules.state import Arrival, Clock, Counted, RuleState, outstanding
+from aggregator_worker.rules.state import Arrival, Clock, Counted, RuleState, arrived, outstanding
 from shared.lineage import standing_under
 from shared.messages import Account, Entry
 from shared.plan import AggregationPlan, Plan
@@ -95,6 +95,14 @@ class Weighing:
         self.clock = state.clock
         self.put(pseudonym, entry.model_copy(update={"account": state.account}))
         return float(np.float32(weight))
+
+    def forfeit(self, pseudonym: str) -> None:
+        """One of its updates was rejected: what it earned for that is lost, and does not come back as one large weight."""
+        entry = self.members[pseudonym]
+        if entry.num_examples is None or not counts(entry, self._plan_hash):
+            return
+        self.clock = self.clock.forfeiting(outstanding(entry.account, self.clock, entry.num_examples))
+        self.put(pseudonym, entry.model_copy(update={"account": arrived(RuleState(self.clock, entry.account))}))
 
     def _tick(self, arriving: str) -> None:
         """The clock advances by a whole buffer with the first update of a version, and by one with each beyond it."""
