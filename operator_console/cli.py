@@ -18,6 +18,7 @@ from operator_console.model_command import model
 from operator_console.operation_commands import pause, resume, stop
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
+from operator_console.roll_back_command import roll_back
 from operator_console.status import status
 from shared.logs import configure
 from shared.outermost import run_program
@@ -69,6 +70,7 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     run_demo(options, Console(quiet=quiet))
 
 
+app.command("roll-back")(roll_back)
 app.command()(status)
 app.command()(model)
 
