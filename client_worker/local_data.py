@@ -39,6 +39,7 @@ def open_data(settings: ClientSettings) -> LocalData:
         noise_multiplier=partial(planned_noise_multiplier, set_aside=settings.count_epsilon or 0.0),
         epsilon=epsilon_after,
         report=_report(settings, spec),
+        warm_up=trainer.warm_up,
         unit=unit_of(spec),
         units=dataset.units,
     )

@@ -26,6 +26,11 @@ from shared.plan import Plan
 
 ShouldStop = Callable[[], bool]
 
+
+def _nothing() -> None:
+    return
+
+
 log = structlog.get_logger()
 
 
@@ -52,7 +57,8 @@ class LocalData:
     `num_examples` is public, `units` is the true number and never leaves. `unit` is what the training's sampling and clipping
     take as one. `train` takes the base and returns a delta, noised as it is told. `noise_multiplier` is what the plan's budget
     needs here. `epsilon` is what charges add up to at a target delta. `report` gives noised metrics of a model on validation rows
-    at a cost of one epsilon; None where there are no such rows.
+    at a cost of one epsilon; None where there are no such rows. `warm_up` does what only a process's first training has to do,
+    on no data.
     """
 
     task_hash: str
@@ -62,6 +68,7 @@ class LocalData:
     noise_multiplier: Callable[[Plan], float]
     epsilon: Callable[[Sequence[Charge], float], float]
     report: Callable[[Parameters, float], Metrics] | None = None
+    warm_up: Callable[[], None] = _nothing
     unit: Unit = "record"
     units: int = 0
 
@@ -120,10 +127,6 @@ def _no_step(_step: str) -> None:
     return
 
 
-def _nobody() -> None:
-    return
-
-
 class LocalWork:
     """The ledger and the training thread of one institution. All methods are called from the thread that owns the ledger."""
 
@@ -142,7 +145,7 @@ class LocalWork:
         self.ledger = ledger
         self.training: Training | None = None
         self.spool = Spool(ledger.folder / "model.part")
-        self.on_trained: Callable[[], None] = _nobody
+        self.on_trained: Callable[[], None] = _nothing
         """Called on the training thread when a training has ended."""
         self.stopping = stopping
         self._fresh: tuple[Sealed, Encoded] | None = None

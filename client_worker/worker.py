@@ -12,7 +12,8 @@ from shared.broker import Broker
 def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Event) -> None:
     """Takes part until `stopping` is set, or the run is finished and the member leaves then.
 
-    Training goes on while the broker is away. Raises only what a person must look at.
+    Warms up first: who has said hello can train at once. Training goes on while the broker is away. Raises only what a person
+    must look at.
     """
 
     def session() -> None:
@@ -28,6 +29,8 @@ def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Even
             broker.close()
 
     try:
+        if not stopping.is_set():
+            work.data.warm_up()
         persist(session, stopping)
     finally:
         stopping.set()
