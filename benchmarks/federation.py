@@ -25,7 +25,7 @@ from operator_console.worker_processes import WorkerProcess, entry_point, watche
 from shared.codec import Dtype
 from shared.errors import FederationError
 from shared.messages import Entry, pseudonym
-from shared.parameters import Array
+from shared.parameters import Array, Parameters, count
 from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan, UpdateEncoding
 
 TASK_HASH = "0" * 64
@@ -127,11 +127,19 @@ class Federation:
 
 @contextmanager
 def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: int = 3) -> Iterator[Federation]:
+    """A federation of so many parameters, all 0, and so many institutions with as many examples each."""
+    examples = dict.fromkeys((f"bank-{i + 1}" for i in range(institutions)), EXAMPLES)
+    with founded_on(plan, vector(parameters, 0.0), examples, updates_waiting=updates_waiting) as federation:
+        yield federation
+
+
+@contextmanager
+def founded_on(plan: Plan, model: Parameters, examples: Mapping[str, int], *, updates_waiting: int = 3) -> Iterator[Federation]:
     """Version 0 on a private node of its own; node, processes and files are gone afterwards.
 
-    `updates_waiting` is how many updates of one institution its queue has room for.
+    `examples` is of each institution; `updates_waiting` is how many updates of one its queue has room for.
     """
-    names = [f"bank-{i + 1}" for i in range(institutions)]
+    names = list(examples)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedqueue-benchmark-", ignore_cleanup_errors=True)))
         stack.enter_context(watched_over(folder))
@@ -149,10 +157,10 @@ def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: 
         pid = int((node.folder / "pid").read_text())
         login_file.save(logins, folder)
         run_id, secret = secrets.token_hex(8), secrets.token_hex(16)
-        federation = Federation(folder, logins, run_id, secret, plan, parameters, names, version, pid)
-        table = {federation.pseudonym(name): Entry(incarnation=1, num_examples=EXAMPLES) for name in names}
+        federation = Federation(folder, logins, run_id, secret, plan, count(model), names, version, pid)
+        table = {federation.pseudonym(name): Entry(incarnation=1, num_examples=examples[name]) for name in names}
         operator = connect(logins.settings(OPERATOR), name="benchmark/found")
-        found(operator, run_id=run_id, plan=plan, parameters=vector(parameters, 0.0), table=table)
+        found(operator, run_id=run_id, plan=plan, parameters=model, table=table)
         operator.close()
         yield federation
 
