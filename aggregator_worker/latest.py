@@ -50,18 +50,19 @@ def to_mean_model(model: Parameters, rows: Rows, fresh: Rows, shares: Shares) ->
 
 
 def to_mean_update(model: Parameters, rows: Rows, fresh: Rows, shares: Shares) -> dict[str, Array]:
-    """The mean of the last updates by share, calibrated by the m new ones: sum p h + (N / m) sum over these of p (delta - h).
+    """The mean of the last updates by share, for the part of a cycle that m new ones are, and what these changed in it.
 
-    CA2FL (Wang et al. 2024, algorithm 1), by share instead of 1/N. One that never gave an update has 0.
+    (m / N) sum p h + sum over the new of p (delta - h). CA2FL (Wang et al. 2024, algorithm 1) by share instead of 1/N, and with
+    its server learning rate times m / N: one whole step in each cycle, whatever K is. One that never gave an update has 0.
     """
     zeros = {name: np.zeros_like(array) for name, array in model.items()}
     arrived = {name: fresh[name] for name in sorted(fresh) if name in shares}
     direction = _weighted({name: row for name, row in rows.items() if name in shares}, shares, model)
-    boost = len(shares) / len(arrived) if arrived else 0.0
-    for pseudonym, row in arrived.items():
-        factor, former = np.float32(boost * shares[pseudonym]), rows.get(pseudonym, zeros)
-        for name, into in direction.items():
-            into += factor * (row[name] - former[name])
+    part = np.float32(len(arrived) / len(shares)) if shares else np.float32(0)
+    for name, into in direction.items():
+        into *= part
+        for pseudonym, row in arrived.items():
+            into += np.float32(shares[pseudonym]) * (row[name] - rows.get(pseudonym, zeros)[name])
     _keep(rows, fresh, shares)
     return direction
 

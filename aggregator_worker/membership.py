@@ -26,8 +26,6 @@ class Membership(Mapping[str, Entry]):
         self._counted = self._heard = self._examples = 0
         self.giving = 0
         """How many take part: those whose updates others count on."""
-        self.aggregated = 0
-        """How many updates of present members were folded, since their admission."""
         for pseudonym, entry in table.items():
             self.put(pseudonym, entry)
 
@@ -47,7 +45,6 @@ class Membership(Mapping[str, Entry]):
 
     def _add(self, entry: Entry, sign: int) -> None:
         self.giving += sign * takes_part(entry, self._plan_hash)
-        self.aggregated += 0 if entry.removed else sign * entry.counters.aggregated
         if counts(entry, self._plan_hash):
             self._counted += sign
             self._heard += sign * (entry.num_examples is not None)

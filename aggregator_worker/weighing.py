@@ -21,9 +21,18 @@ LONGER_THAN_USUAL = 3.0
 """An institution is silent only after so many of its own usual intervals."""
 
 
+VERSIONS_PER_CYCLE = 100
+"""With more, an institution that is ten times slower than usual would find its base forgotten (`shared.lineage.KEPT_BASES`)."""
+
+
 def buffer_target(plan: AggregationPlan, giving: int) -> int:
-    """K, capped at half of those that take part so that nobody waits for a slow one, unless the plan wants exactly K."""
-    return plan.buffer_size if plan.exact_buffer else min(plan.buffer_size, max(1, giving // 2))
+    """K, capped at half of those that take part so that nobody waits for a slow one; at least what makes a cycle 100 versions.
+
+    A plan that wants exactly K gets it.
+    """
+    if plan.exact_buffer:
+        return plan.buffer_size
+    return max(min(plan.buffer_size, giving // 2), -(-giving // VERSIONS_PER_CYCLE), 1)
 
 
 class Weighing:

@@ -78,11 +78,20 @@ def test_a_stale_update_replaces_only_its_own_institutions_model():
 
 
 def test_calibration_takes_the_old_update_out_and_puts_the_new_one_in():
-    state = begun(UPDATES, 0, 0)
-    version(state, EQUAL, a=(4, 8), b=(16, -4), c=(0, 4))
-    # h = (6, 4); only b comes, with (8, 0): 6 + 3 x 1/4 x (8 - 16) = 0, and 4 + 3 x 1/4 x (0 + 4) = 7
-    assert version(state, EQUAL, b=(8, 0)) == [6, 4 + 7]
+    shares, state = {"a": 0.5, "b": 0.25, "c": 0.125, "d": 0.125}, begun(UPDATES, 0, 0)
+    assert version(state, shares, a=(4, 8), b=(16, -4), c=(0, 4), d=(8, 16)) == [7, 5.5]
+    # only b comes, with (8, 0), a quarter of a cycle: 7 + 7/4 + 1/4 x (8 - 16), and 5.5 + 5.5/4 + 1/4 x (0 + 4)
+    assert version(state, shares, b=(8, 0)) == [6.75, 7.875]
     assert state.rows["b"]["w"].tolist() == [8, 0]
+
+
+def test_in_a_whole_cycle_of_single_updates_everybody_counts_by_its_share_once_more():
+    state = begun(UPDATES, 0, 0)
+    shares = {"a": 0.5, "b": 0.5}
+    assert version(state, shares, a=(4, 0), b=(0, 4)) == [2, 2]
+    # the same updates again, one by one: half of the mean each time, and nothing new in either
+    assert version(state, shares, a=(4, 0)) == [3, 3]
+    assert version(state, shares, b=(0, 4)) == [4, 4]
 
 
 def test_who_leaves_no_longer_counts_and_whose_share_it_was_goes_to_the_others():
