@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from client_worker.data import load_dataset
 from client_worker.files import read_task
 from shared.errors import SettingsError
+from shared.parameters import BLOCK
 from shared.tasks.features import Dataset
 from shared.tasks.spec import Label, Model, Numeric, TaskSpec, Transport
 from simulator.epsilon_sweep import read_folder
@@ -64,20 +65,26 @@ def read_scenario(path: Path) -> Scenario:
 
 def draw(scenario: Scenario) -> Population:
     """The population of a scenario. Raises SettingsError or DataError where its files cannot be used."""
-    if scenario.data_folder is not None:
-        spec, trainings, held_out = read_folder(Path(scenario.data_folder))
-        names, rows = list(trainings), list(trainings.values())
-        if scenario.population.poison.institutions > len(names):
-            raise SettingsError(f"population.poison.institutions is more than the {len(names)} of {scenario.data_folder}")
-    else:
-        spec, whole, held_out = _from_table(scenario) if scenario.table else _synthetic(scenario)
-        rows = _divided(scenario, spec, whole)
-        names = [f"institution-{place:0{len(str(len(rows)))}}" for place in range(1, len(rows) + 1)]
+    spec, names, rows, held_out = _source(scenario)
     held_out, gate = _apart(scenario, held_out)
     seconds = usual_seconds(scenario.population.speed, len(names), random_of(scenario.seed, "speed"))
     poisoned = _chosen(scenario.population.poison.institutions, len(names), random_of(scenario.seed, "poison"))
     institutions = zip(names, rows, seconds.tolist(), poisoned.tolist(), strict=True)
     return Population(spec, tuple(Institution(*each) for each in institutions), held_out, gate)
+
+
+def _source(scenario: Scenario) -> tuple[TaskSpec, list[str], list[Dataset], Dataset]:
+    """The task, the institutions' names and training rows, and the held-out rows."""
+    if scenario.data_folder is not None:
+        spec, trainings, held_out = read_folder(Path(scenario.data_folder))
+        if scenario.population.poison.institutions > len(trainings):
+            raise SettingsError(f"population.poison.institutions is more than the {len(trainings)} of {scenario.data_folder}")
+        return spec, list(trainings), list(trainings.values()), held_out
+    if scenario.table is not None:
+        spec, rows, held_out = _from_table(scenario, scenario.table)
+    else:
+        spec, rows, held_out = _synthetic(scenario, scenario.synthetic or Synthetic())
+    return spec, [f"institution-{place:0{len(str(len(rows)))}}" for place in range(1, len(rows) + 1)], rows, held_out
 
 
 def usual_seconds(speed: Speed, institutions: int, random: np.random.Generator) -> Floats:
@@ -135,27 +142,14 @@ def _give_everybody_one(owners: Integers, institutions: int) -> None:
         counts[empty] += 1
 
 
-def _divided(scenario: Scenario, spec: TaskSpec, whole: Dataset) -> list[Dataset]:
-    population = scenario.population
-    institutions, alpha = population.institutions or 1, population.dirichlet_alpha
-    if whole.units < institutions:
-        unit = "persons" if whole.persons is not None else "rows"
-        raise SettingsError(f"population.institutions is {institutions}, and there are {whole.units} {unit}; lower it")
-    if alpha is not None and spec.kind == "regression":
-        raise SettingsError("population.dirichlet_alpha divides classes, and a regression task has none; remove it")
-    shares = sizes(population.size, institutions, random_of(scenario.seed, "size"))
-    units = divided(_classes(whole), shares, alpha, random_of(scenario.seed, "division"))
-    parts = _placed(whole, units)
-    if scenario.synthetic is not None and scenario.synthetic.shift:
-        _shift(parts, scenario.synthetic.shift, random_of(scenario.seed, "shift"))
-    return parts
+def _shares(scenario: Scenario) -> Floats:
+    return sizes(scenario.population.size, scenario.population.institutions or 1, random_of(scenario.seed, "size"))
 
 
-def _shift(parts: Sequence[Dataset], shift: float, random: np.random.Generator) -> None:
-    """In place: all rows of one institution are moved alike."""
-    for part in parts:
-        way = random.standard_normal(part.features.shape[1], dtype=np.float32) * np.float32(shift / PUBLIC_RANGE)
-        np.clip(part.features + way, -1.0, 1.0, out=part.features)
+def _units_of(scenario: Scenario, classes: Integers) -> list[Integers]:
+    """Which units each institution of the scenario has."""
+    alpha = scenario.population.dirichlet_alpha
+    return divided(classes, _shares(scenario), alpha, random_of(scenario.seed, "division"))
 
 
 def _classes(dataset: Dataset) -> Integers:
@@ -180,13 +174,17 @@ def _placed(whole: Dataset, units: Sequence[Integers]) -> list[Dataset]:
     return [Dataset(*part) for part in zip(features, labels, persons, strict=True)]
 
 
-def _from_table(scenario: Scenario) -> tuple[TaskSpec, Dataset, Dataset]:
-    table = scenario.table or Table(task_file="", rows_file="")
-    spec = read_task(Path(table.task_file))
+def _from_table(scenario: Scenario, table: Table) -> tuple[TaskSpec, list[Dataset], Dataset]:
+    spec, institutions = read_task(Path(table.task_file)), scenario.population.institutions or 1
     rows = load_dataset(spec, Path(table.rows_file))
+    if scenario.population.dirichlet_alpha is not None and spec.kind == "regression":
+        raise SettingsError("population.dirichlet_alpha divides classes, and a regression task has none; remove it")
     classes = np.zeros(rows.units, dtype=np.int64) if spec.kind == "regression" else _classes(rows)
     training, held_out = _stratified(rows, classes, table.test_share, random_of(scenario.seed, "test"))
-    return spec, training, held_out
+    if training.units < institutions:
+        unit = "persons" if spec.person else "rows"
+        raise SettingsError(f"population.institutions is {institutions}, with {training.units} {unit} to train on; lower it")
+    return spec, _placed(training, _units_of(scenario, _classes(training))), held_out
 
 
 def _stratified(rows: Dataset, classes: Integers, test_share: float, random: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -201,23 +199,36 @@ def _stratified(rows: Dataset, classes: Integers, test_share: float, random: np.
     return training, held_out
 
 
-def _synthetic(scenario: Scenario) -> tuple[TaskSpec, Dataset, Dataset]:
-    problem = scenario.synthetic or Synthetic()
-    institutions = scenario.population.institutions or 1
-    random = random_of(scenario.seed, "synthetic")
+def _synthetic(scenario: Scenario, problem: Synthetic) -> tuple[TaskSpec, list[Dataset], Dataset]:
+    random, institutions = random_of(scenario.seed, "synthetic"), scenario.population.institutions or 1
     # two means, each normal in every coordinate, are sqrt(2 inputs) standard deviations apart on average
     means = random.standard_normal((problem.classes, problem.inputs)) * problem.separation / np.sqrt(2 * problem.inputs)
-    parts = [_rows(problem, means, count, random) for count in (institutions * problem.rows_each, problem.test_rows)]
-    return synthetic_task(problem), parts[0], parts[1]
+    classes = random.integers(problem.classes, size=institutions * problem.rows_each)
+    held_out = _rows(means, random.integers(problem.classes, size=problem.test_rows), random)
+    units = _units_of(scenario, classes)
+    whole = _rows(means, classes[np.concatenate(units)], random)
+    ends = np.cumsum([len(each) for each in units])[:-1]
+    parts = [Dataset(*part) for part in zip(np.split(whole.features, ends), np.split(whole.labels, ends), strict=True)]
+    if problem.shift:
+        _shift(parts, problem.shift, random_of(scenario.seed, "shift"))
+    return synthetic_task(problem), parts, held_out
 
 
-def _rows(problem: Synthetic, means: Floats, count: int, random: np.random.Generator) -> Dataset:
-    labels = random.integers(problem.classes, size=count)
-    features = random.standard_normal((count, problem.inputs), dtype=np.float32)
-    features += means.astype(np.float32)[labels]
+def _rows(means: Floats, classes: Integers, random: np.random.Generator) -> Dataset:
+    """A row for each class that is asked for: its mean and standard normal noise, scaled to the public range."""
+    features = random.standard_normal((len(classes), means.shape[1]), dtype=np.float32)
+    for start in range(0, len(classes), BLOCK):
+        features[start : start + BLOCK] += means.astype(np.float32)[classes[start : start + BLOCK]]
     features /= np.float32(PUBLIC_RANGE)
     np.clip(features, -1.0, 1.0, out=features)
-    return Dataset(features, labels.astype(np.float32 if problem.classes == 2 else np.int64))
+    return Dataset(features, classes.astype(np.float32 if len(means) == 2 else np.int64))
+
+
+def _shift(parts: Sequence[Dataset], shift: float, random: np.random.Generator) -> None:
+    """In place: all rows of one institution are moved alike."""
+    for part in parts:
+        way = random.standard_normal(part.features.shape[1], dtype=np.float32) * np.float32(shift / PUBLIC_RANGE)
+        np.clip(part.features + way, -1.0, 1.0, out=part.features)
 
 
 def synthetic_task(problem: Synthetic) -> TaskSpec:
