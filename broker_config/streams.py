@@ -66,13 +66,23 @@ def publish_record(broker: Broker, record: ManifestRecord) -> None:
 class BlobWriter:
     """Publishes blobs to one stream and says where they stand; `after_chunk` is called once for each chunk handed to the broker.
 
+    `idle_seconds` is how long a chunk is waited for that is to be copied.
+
     The offset it gives is a lower bound: it counts from the stream's end at the start, and segment rollovers only add.
     """
 
-    def __init__(self, broker: Broker, stream: str, *, after_chunk: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        stream: str,
+        *,
+        after_chunk: Callable[[], None] = lambda: None,
+        idle_seconds: float = FETCH_IDLE_SECONDS,
+    ) -> None:
         self._broker = broker
         self._stream = stream
         self._after_chunk = after_chunk
+        self._idle_seconds = idle_seconds
         self._next_offset: int | None = None
 
     def place(self, blob: Encoded, plan: Plan) -> Location:
@@ -98,7 +108,7 @@ class BlobWriter:
         Raises MissingBlobError where it is not whole any more, or not what its name says; what was published then, nobody names.
         """
         begun, digest = self._end(), hashlib.sha256()
-        for _, message in chunks_of(self._broker, at, name, stream=self._stream):
+        for _, message in chunks_of(self._broker, at, name, stream=self._stream, idle_seconds=self._idle_seconds):
             digest.update(message.body)
             self._broker.publish(self._stream, message)
             self._next_offset = self._end() + 1
