@@ -110,6 +110,7 @@ class ValidationGate:
 
     def fault(self, model: Parameters, delta: Delta, factor: float, tolerance: float) -> str | None:
         """Why the update must not be folded; None where it may."""
+        self._after = None
         if self._present is None:
             self._present = self.log_loss(model)
         if self._present is None or not math.isfinite(self._present):
