@@ -10,6 +10,7 @@ import structlog
 import typer
 
 from aggregator_worker.defence import Gate
+from aggregator_worker.ending import demand_rows
 from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
@@ -63,10 +64,10 @@ def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> Te
     )
 
 
-def _evaluation(settings: AggregatorSettings) -> tuple[Callable[[Parameters], Metrics], Gate | None]:
+def _evaluation(settings: AggregatorSettings) -> tuple[Callable[[Parameters], Metrics] | None, Gate | None]:
     """What is asked of every version, and of every update."""
     if settings.held_out_file is None:
-        return lambda model: {}, None
+        return None, None
     if settings.task_file is None:
         raise SettingsError("held_out_file needs task_file, which says how to read it")
     # torch costs 2 CPU-seconds and 200 MB per process, and an aggregator without held-out rows needs none of it
@@ -94,6 +95,8 @@ def check_broker(settings: AggregatorSettings) -> str:
         head, lineage = newest(broker)
     finally:
         broker.close()
+    if lineage.plan is not None:
+        demand_rows(lineage.plan.ending, held_out=settings.held_out_file is not None)
     members = sum(not entry.removed for entry in (lineage.table or {}).values())
     return f"ok: run {head.manifest.run_id}, version {head.manifest.version}, {members} institutions, {head.manifest.phase}"
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from shared.errors import SettingsError
 from shared.lineage import standing_under, takes_part
 from shared.messages import BlobName, Entry
 from shared.plan import Ending, Plan
@@ -131,6 +132,16 @@ def ending_reached(plan: Plan, tally: Tally, version: int, progress: Progress) -
         _by_budgets(plan, tally),
     )
     return next((reason for reason in reasons if reason is not None), None)
+
+
+def demand_rows(ending: Ending, *, held_out: bool) -> None:
+    """Raises SettingsError where the plan ends the run by a figure that an aggregator without held-out rows never has."""
+    if ending.needs_figures and not held_out:
+        wanted = "by its target" if ending.target is not None else "once patience runs out"
+        raise SettingsError(
+            f"the plan ends the run {wanted}, which goes by {ending.metric} on held-out rows, and this aggregator has none: name "
+            "their file as held_out_file in its settings"
+        )
 
 
 def time_is_over(ending: Ending, seconds: float) -> bool:

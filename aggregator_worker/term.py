@@ -12,6 +12,7 @@ from aggregator_worker.bases import KeptModels
 from aggregator_worker.commit import Committer, Hooks
 from aggregator_worker.defence import Gate
 from aggregator_worker.desk import Desk
+from aggregator_worker.ending import demand_rows
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
@@ -56,7 +57,10 @@ def _nobody_admitted(_institution: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TermSettings:
-    """What a term needs besides its broker. `members` names the institutions whose queues exist; `clock` is monotonic."""
+    """What a term needs besides its broker. `members` names the institutions whose queues exist; `clock` is monotonic.
+
+    `evaluate` gives a model's figures on held-out rows; None where there are no such rows.
+    """
 
     claimant: str
     state_folder: Path
@@ -66,7 +70,7 @@ class TermSettings:
     consumer_timeout_seconds: float = 1800.0
     orphan_seconds: float = 600.0
     after_step: Callable[[str], None] = _no_step
-    evaluate: Callable[[Parameters], Metrics] = _no_metrics
+    evaluate: Callable[[Parameters], Metrics] | None = None
     gate: Gate | None = None
     on_report: Callable[[Report], None] = _no_report
     on_admitted: Callable[[str], None] = _nobody_admitted
@@ -95,9 +99,10 @@ class Term:
     def run(self) -> None:
         """Leads until something ends the term."""
         self._lead.take_token()
+        self._require_rows()
         self._require_room()
         self._lead.claim()
-        hooks = Hooks(self._settings.after_step, self._settings.evaluate)
+        hooks = Hooks(self._settings.after_step, self._settings.evaluate or _no_metrics)
         committer = Committer(self._broker, self._settings.state_folder, self._lead.read_back, hooks)
         federation = self._restore(committer)
         desk = self._open_desk(federation)
@@ -108,6 +113,12 @@ class Term:
         finally:
             desk.close()
             self._models.close()
+
+    def _require_rows(self) -> None:
+        """Whoever could never end the run as the plan says does not lead it. Raises SettingsError."""
+        plan = self._lead.reader.current()[1].plan
+        if plan is not None:
+            demand_rows(plan.ending, held_out=self._settings.evaluate is not None)
 
     def _require_room(self) -> None:
         """Whoever cannot commit does not claim; the token goes to the next. Room for a checkpoint and an update that waits."""

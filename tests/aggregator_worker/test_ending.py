@@ -1,15 +1,19 @@
 """When a run ends, why, and which version is the best: from plans, tables and figures that are made by hand."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from aggregator_worker import worker
 from aggregator_worker.admission import Admission
 from aggregator_worker.ending import Best, Progress, Tally, ending_reached
 from aggregator_worker.federation import Federation
 from aggregator_worker.operations import apply
+from broker_config.topology import LINEAGE
 from shared import messages
+from shared.errors import SettingsError
 from shared.messages import BlobName, Counters, Entry, Location
 from shared.plan import Ending, LocalPlan, Plan, PrivacyPlan
 from tests.builders import (
@@ -27,6 +31,8 @@ from tests.builders import (
     folded,
     name_of,
 )
+from tests.conftest import MemoryServer
+from tests.running import Leader, Watch, begin, term_settings
 
 PLAN, DP = "d" * 64, PrivacyPlan()
 TABLE = {name: Entry(incarnation=1, num_examples=100) for name in NAMES}
@@ -200,6 +206,37 @@ def test_what_manifests_hand_on_is_read_back_to_the_bit():
     assert Progress.of(kept) == progress
     assert Progress.of(Progress().put_into(kept)) == Progress()
     assert Progress.of({}) == Progress()
+
+
+@pytest.mark.parametrize(
+    "ending", [Ending(metric="auc", target=0.8), Ending(metric="auc", patience=3)], ids=["target", "patience"]
+)
+def test_an_aggregator_without_held_out_rows_does_not_lead_a_run_that_ends_by_a_figure(ending, tmp_path):
+    server = MemoryServer()
+    begin(server, a_plan(ending=ending))
+    with pytest.raises(SettingsError, match=r"goes by auc on held-out rows, and this aggregator has none: name their file"):
+        worker.run(lambda: server.connect("aggregator"), term_settings(tmp_path), threading.Event())
+    assert [each.message.kind for each in server.connect("operator").read(LINEAGE, "first", count=None, idle_seconds=0)] == [
+        "claim",
+        "manifest",
+    ]
+
+
+def test_figures_that_nothing_is_ended_by_need_no_rows(tmp_path):
+    server = MemoryServer()
+    begin(server, a_plan(ending=Ending(metric="auc", versions=3)))
+    watch = Watch(server.connect("operator"))
+    with Leader(server, tmp_path):
+        assert watch.until(lambda: watch.head.epoch == 2)
+
+
+def test_a_leader_ends_a_run_whose_time_is_over_although_nothing_arrives(tmp_path):
+    server = MemoryServer()
+    begin(server, a_plan(ending=Ending(seconds=0.5)))
+    watch = Watch(server.connect("operator"))
+    with Leader(server, tmp_path):
+        assert watch.until(lambda: watch.head.manifest.phase == "finished")
+    assert (watch.head.manifest.version, watch.head.manifest.phase_reason) == (0, "it has run for 0.5 seconds")
 
 
 class Measured:
