@@ -1,10 +1,12 @@
 """Weights by credit: what is earned is spent, carried or forfeited, and nothing else."""
 
+import math
 import random
 
+import numpy as np
 import pytest
 
-from aggregator_worker.rules import RULES
+from aggregator_worker.rules import RULES, credit
 from aggregator_worker.rules.state import Arrival, Clock, Counted, RuleState, opened, outstanding
 from aggregator_worker.weighing import Weighing
 from shared.messages import Account, Entry
@@ -56,34 +58,35 @@ def test_who_comes_half_as_often_weighs_twice_as_much():
 
 
 @pytest.mark.parametrize("function", ["constant", "polynomial", "hinge"])
-def test_what_is_earned_is_spent_held_or_forfeited_through_joins_leaves_silence_and_other_data(function):
-    draw = random.Random(function)
-    weighing = a_weighing({f"{n}": draw.randrange(10, 1000) for n in range(12)}, staleness=StalenessRule(function=function))
-    spent, next_name = 0.0, 12
+def test_what_is_earned_is_spent_held_or_forfeited_through_joins_leaves_silence_and_other_data(function, monkeypatch):
+    spent: list[float] = []
+
+    def told(state, arrival, plan):
+        after, weight = credit.weigh(state, arrival, plan)
+        spent.append(weight)
+        return after, weight
+
+    monkeypatch.setitem(RULES, "credit", told)
+    draw, joined = random.Random(function), 12
+    weighing = a_weighing({f"{n}": draw.randrange(10, 1000) for n in range(joined)}, staleness=StalenessRule(function=function))
     for _ in range(10_000):
         present = [name for name, entry in weighing.members.items() if not entry.removed]
         name, chance = present[min(int(draw.expovariate(0.4)), len(present) - 1)], draw.random()
         entry = weighing.members[name]
         if chance < 0.01:
-            weighing.put(f"{next_name}", Entry(incarnation=1, num_examples=draw.choice([None, draw.randrange(10, 1000)])))
-            next_name += 1
+            weighing.put(f"{joined}", Entry(incarnation=1, num_examples=draw.choice([None, draw.randrange(10, 1000)])))
+            joined += 1
         elif chance < 0.02 and len(present) > 3:
             weighing.put(name, entry.model_copy(update={"removed": True, "active": False}))
         elif chance < 0.05:
             weighing.put(name, entry.model_copy(update={"num_examples": draw.randrange(10, 1000)}))
         elif entry.num_examples is not None:
-            carry_and_earned = held(weighing)
-            forfeited = weighing.clock.forfeited
-            cycles = weighing.clock.cycles
-            weighing.heard(name)
             arrive(weighing, name, staleness=draw.randrange(60))
-            # the weight itself is rounded to float32; what left the accounts is not
-            spent += carry_and_earned + (weighing.clock.cycles - cycles) - held(weighing) - (weighing.clock.forfeited - forfeited)
     assert weighing.clock.cycles > 500
-    assert spent > 100
+    assert sum(spent) > 100
     assert any(not entry.active and not entry.removed for entry in weighing.members.values())
     assert weighing.clock.forfeited > 1
-    assert abs(spent + held(weighing) + weighing.clock.forfeited - weighing.clock.cycles) < 1e-9
+    assert abs(math.fsum(spent) + held(weighing) + weighing.clock.forfeited - weighing.clock.cycles) < 1e-9
 
 
 def test_the_recorded_weights_are_what_left_the_accounts():
@@ -139,8 +142,34 @@ def test_no_more_is_carried_than_an_institution_earns_in_two_silences():
 def test_who_claims_most_of_the_data_earns_no_more_than_the_largest_share_of_three():
     weighing = a_weighing({"a": 10**12, "b": 100, "c": 100}, buffer_size=3, exact_buffer=True, largest_share=0.4)
     assert weighing.weigh("a", staleness=0) == pytest.approx(0.4)
+    for _ in range(40):
+        weighing.weigh("b", staleness=0)
+        weighing.committed()
+    assert weighing.members["a"].active  # a plan for exactly K silences nobody
     two = a_weighing({"a": 900, "b": 100}, buffer_size=2, exact_buffer=True, largest_share=0.4)
     assert two.weigh("a", staleness=0) == pytest.approx(0.9)
+
+
+def test_no_more_is_carried_of_a_claimed_share_than_of_the_largest():
+    weighing = a_weighing({"a": 10**12, "b": 100, "c": 100}, largest_share=0.4, largest_weight=0.001, silent_cycles=3.0)
+    for name in "abc" * 100:
+        arrive(weighing, name)
+    assert weighing.members["a"].account.carry == pytest.approx(2 * 3.0 * 0.4)
+
+
+def test_a_weight_is_rounded_to_float32_before_it_is_recorded():
+    weight = a_weighing({"a": 100, "b": 900}, buffer_size=2, exact_buffer=True).weigh("a", staleness=0)
+    assert weight.hex() == "0x1.99999a0000000p-4"  # 0.1 has 24 significant bits left
+    assert weight == float(np.float32(weight))
+
+
+def test_an_arrival_after_a_long_time_is_no_silence_in_the_cycle_in_which_it_comes():
+    weighing = a_weighing({"a": 100, "b": 100}, silent_cycles=1.0)
+    for _ in range(7):
+        arrive(weighing, "a")
+    # b's own tick makes it four cycles, more than three
+    assert arrive(weighing, "b") == 1.0
+    assert weighing.members["b"].active
 
 
 def test_an_institution_that_was_never_heard_of_counts_and_earns_nothing():
