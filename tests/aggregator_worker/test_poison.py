@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator_worker import operations
 from aggregator_worker.admission import Admission, Number, admit
@@ -10,11 +11,12 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.rules.state import outstanding
 from aggregator_worker.server_state import Contribution, ServerState
 from aggregator_worker.statements import Length
+from shared.chunks import split
 from shared.lineage import takes_part
 from shared.messages import Entry, Settlement
 from shared.parameters import copy
 from shared.plan import Defence, Ending, Plan
-from tests.builders import a_federation, a_plan, an_operation, an_update, array, commit, name_of
+from tests.builders import RUN, a_federation, a_plan, an_operation, an_update, array, commit, name_of
 
 BANKS = ("bank-a", "bank-b", "bank-c", "bank-d")
 TABLE = {name: Entry(incarnation=1, num_examples=100) for name in BANKS}
@@ -306,3 +308,36 @@ def test_a_length_without_noise_is_kept_for_the_next_manifest():
     send(federation, "bank-a", 3, 4)
     assert federation.window.lengths == {A: (Length(5.0, 5.0),)}
     assert commit(federation).manifest.scalars["lengths"] == f"{A}:5/5"
+
+
+def logged(said: list[dict[str, object]], event: str) -> list[dict[str, object]]:
+    return [line for line in said if line["event"] == event]
+
+
+def test_the_log_says_how_much_an_update_was_scaled_down(counter):
+    for sequence in (1, 2, 3):
+        for name in ("bank-a", "bank-b", "bank-c"):
+            counter.send(an_update(name, sequence, base=counter.federation.head), 0.6, 0.8)
+    with capture_logs() as said:
+        counter.send(an_update("bank-a", 4, base=counter.federation.head), 0, 30)
+    (line,) = logged(said, "delivery")
+    assert (line["outcome"], line["scale"]) == ("aggregated", 0.1)
+
+
+def test_a_quarantine_is_one_line_of_the_log_with_the_reason_of_the_last_rejection(counter):
+    with capture_logs() as said:
+        for sequence in range(1, 6):
+            counter.send(an_update("bank-a", sequence, base=counter.federation.head), np.nan, 0)
+    (line,) = logged(said, "quarantined")
+    assert (line["institution"], line["rejected"], line["reason"]) == ("bank-a", 3, "a value is not finite")
+    assert line["log_level"] == "warning"
+    assert counter.settled() == [(sequence, "rejected") for sequence in range(1, 6)]
+
+
+def test_uploads_that_nobody_can_read_lead_to_quarantine_too(counter):
+    with capture_logs() as said:
+        for sequence in range(1, 5):
+            counter.publish(*split(b"\xc1", kind="update", run_id=RUN, identity=f"bank-a/1/{sequence}", chunk_bytes=99), "bank-a")
+    assert len(logged(said, "quarantined")) == 1
+    assert counter.entry().quarantined
+    assert counter.settled() == [(sequence, "rejected") for sequence in range(1, 5)]
