@@ -22,7 +22,7 @@ LONGER_THAN_USUAL = 3.0
 
 
 VERSIONS_PER_CYCLE = 100
-"""With more, an institution that is ten times slower than usual would find its base forgotten (`shared.lineage.KEPT_BASES`)."""
+"""With more, an institution that is forty times slower than usual would find its base forgotten (`shared.lineage.KEPT_BASES`)."""
 
 
 def buffer_target(plan: AggregationPlan, giving: int) -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 from shared.messages import KEPT_OPERATIONS, Claim, Entry, Manifest, ManifestRecord, StandingState
 from shared.plan import Plan
 
-KEPT_BASES = 1000
+KEPT_BASES = 4000
 """How many versions' model hashes a reader remembers: enough to know an update's base."""
 KEPT_HASHES = 64
 """How many hashes of the chain a reader remembers: enough to place a checkpoint or a watermark's manifest."""

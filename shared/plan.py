@@ -26,7 +26,7 @@ class StalenessRule(Frozen):
     exponent: NotNegative = 0.5
     hinge_slope: Positive = 10.0
     hinge_threshold: Annotated[int, Field(ge=0)] = 4
-    max_staleness: Annotated[int, Field(ge=0)] = 1000
+    max_staleness: Annotated[int, Field(ge=0)] = 4000
 
 
 class ServerAdam(Frozen):
