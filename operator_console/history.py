@@ -136,14 +136,14 @@ class History:
 
     def _line(self, link: Link, later: Sequence[Link], *, known_plan: str) -> dict[str, Any]:
         manifest, last = link.manifest, (later or [link])[-1]
-        settled = [(each.hash, settlement) for each in (link, *later) for settlement in each.manifest.settled]
+        settled = [(each, settlement) for each in (link, *later) for settlement in each.manifest.settled]
         folded = [settlement for _, settlement in settled if settlement.outcome == "aggregated"]
         refused = [(where, settlement) for where, settlement in settled if settlement.outcome != "aggregated"]
         return {
             "schema": SCHEMA,
             "version": manifest.version,
             "at_ms": link.at_ms,
-            "seconds": round((link.at_ms - self.links[0].at_ms) / 1000, 3),
+            "seconds": self._seconds(link),
             "epoch": link.epoch,
             "manifest": link.hash,
             "previous": manifest.previous,
@@ -157,7 +157,7 @@ class History:
             "phase_reason": last.manifest.phase_reason,
             "metrics": manifest.metrics,
             "updates": [self._update(settlement) for settlement in folded],
-            "not_folded": [{**self._refused(settlement), "manifest": where} for where, settlement in refused],
+            "not_folded": [self._refused(where, settlement) for where, settlement in refused],
             "institutions": self._changed(link, *later),
         }
 
@@ -179,8 +179,20 @@ class History:
             "scale_hex": settlement.scale,
         }
 
-    def _refused(self, settlement: Settlement) -> dict[str, Any]:
-        return {**self._identity(settlement), "outcome": settlement.outcome, "reason": settlement.reason}
+    def _refused(self, link: Link, settlement: Settlement) -> dict[str, Any]:
+        """One that never came or could not be read has no base."""
+        return {
+            **self._identity(settlement),
+            "outcome": settlement.outcome,
+            "reason": settlement.reason,
+            "base_version": settlement.base_version if settlement.base_hash else None,
+            "seconds": self._seconds(link),
+            "manifest": link.hash,
+        }
+
+    def _seconds(self, link: Link) -> float:
+        """Since version 0."""
+        return round((link.at_ms - self.links[0].at_ms) / 1000, 3)
 
     def _identity(self, settlement: Settlement) -> dict[str, Any]:
         return {

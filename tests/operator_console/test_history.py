@@ -42,7 +42,10 @@ ONE = a_record(
     after=ZERO,
     whole=False,
     plan=None,
-    settled=[settlement(A, 1, staleness=0, weight=(0.25).hex()), settlement(B, 1, outcome="stale", reason="too old")],
+    settled=[
+        settlement(A, 1, staleness=0, weight=(0.25).hex()),
+        settlement(B, 1, outcome="stale", reason="too old", base_hash="c" * 64),
+    ],
     table={
         A: entry(total_weight=(0.25).hex(), counters=Counters(aggregated=1), epsilon_spent=0.5),
         B: entry(counters=Counters(stale=1)),
@@ -85,6 +88,8 @@ def test_a_line_tells_folded_updates_from_those_that_were_not():
         ("stale", "too old", ONE.hash),
         ("rejected", "not finite", LATER.hash),
     ]
+    # the second came with a manifest of its own, a second after the version's; it could not be read
+    assert [(each["base_version"], each["seconds"]) for each in one["not_folded"]] == [(0, 1.0), (None, 2.0)]
     assert [(each["base_version"], each["staleness"], each["weight_hex"]) for each in two["updates"]] == [(1, 3, (0.125).hex())]
 
 
