@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from operator_console.broker_commands import broker_app
-from operator_console.command_options import EpsilonText, epsilon_of
+from operator_console.command_options import EpsilonText, Grouped, epsilon_of
 from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
@@ -19,6 +19,7 @@ from operator_console.operation_commands import pause, resume, stop
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
 from operator_console.roll_back_command import roll_back
+from operator_console.simulate_command import simulate
 from operator_console.status import status
 from shared.logs import configure
 from shared.outermost import run_program
@@ -38,7 +39,7 @@ def fedqueue() -> None:
     configure(level="error")
 
 
-app.command()(init)
+app.command(cls=Grouped)(init)
 
 
 @app.command()
@@ -83,7 +84,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, replay, doctor):
+for command in (stop, pause, resume, replay, doctor, simulate):
     app.command()(command)
 
 

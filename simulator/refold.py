@@ -106,12 +106,23 @@ def again(start: Start, links: Sequence[Link], events: Sequence[Sequence[Event]]
 
     What was refused stays refused, for the recorded reason: the gate's rows are the operator's.
     """
-    aggregator = start.aggregator()
-    for link, happened, oldest in zip(links, events, _oldest_bases(links), strict=True):
-        for event in happened:
-            _take(aggregator, event, load)
-        yield _committed(aggregator, link)
-        aggregator.release(min(oldest, aggregator.version))
+    return Repeated(start).versions(links, events, load)
+
+
+class Repeated:
+    """See `again`. `aggregator` is as far as the versions were asked for."""
+
+    def __init__(self, start: Start) -> None:
+        self.aggregator = start.aggregator()
+
+    def versions(self, links: Sequence[Link], events: Sequence[Sequence[Event]], load: Load) -> Iterator[Version]:
+        """One for each link."""
+        aggregator = self.aggregator
+        for link, happened, oldest in zip(links, events, _oldest_bases(links), strict=True):
+            for event in happened:
+                _take(aggregator, event, load)
+            yield _committed(aggregator, link)
+            aggregator.release(min(oldest, aggregator.version))
 
 
 def what_if(
