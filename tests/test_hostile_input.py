@@ -15,11 +15,12 @@ from shared.broker import Message
 from shared.chunks import split
 from shared.errors import PublishRefusedError
 from shared.messages import ManifestRecord, PrivacyStatement
-from shared.plan import PrivacyPlan
+from shared.plan import Defence, PrivacyPlan
 from tests.builders import NAMES, RUN, a_hello, a_plan, a_statement, an_update, array, as_messages, small_limits
 from tests.running import Hand, Leader, Watch, begin, deltas_of, require_each_once, require_replay
 
-PLAN = a_plan(limits=small_limits())
+PLAN = a_plan(limits=small_limits(), defence=Defence(strikes=None))
+"""Without quarantine, so that every bad update is judged by itself."""
 MEBIBYTE = 2**20
 
 
