@@ -11,7 +11,16 @@ from broker_config.logins import Logins
 from broker_config.provision import free_room, provision
 from broker_config.topology import checked_institution
 from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
-from operator_console.plan_options import PlanOptions, RoomOptions, broker_limits, plan_for, sizes_of, version_spacing_seconds
+from operator_console.plan_options import (
+    PlanOptions,
+    RoomOptions,
+    aggregation_for,
+    broker_limits,
+    models_held,
+    plan_for,
+    sizes_of,
+    version_spacing_seconds,
+)
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
 from shared.tasks.models import initial_parameters
@@ -39,11 +48,13 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     spec = parse_task(founding.task_text, source=founding.task_source)
     ids = [checked_institution(each.id) for each in founding.institutions]
     model = initial_parameters(spec, founding.seed)
-    sizes = sizes_of(model, founding.options.broadcast_of(spec), server_momentum=founding.options.server_momentum)
+    aggregation = aggregation_for(spec, founding.options)
+    sizes = sizes_of(model, founding.options.broadcast_of(spec), aggregation, institutions=len(ids))
     free_bytes = founding.free_bytes if founding.free_bytes is not None else free_room(broker)
     limits = broker_limits(sizes, founding.room, institutions=len(ids), free_bytes=free_bytes)
     spacing = version_spacing_seconds(sizes, limits, founding.room)
-    plan = plan_for(spec, founding.options, update_bytes=sizes.update, spacing_seconds=spacing)
+    held = models_held(sizes, limits)
+    plan = plan_for(spec, founding.options, update_bytes=sizes.update, spacing_seconds=spacing, held=held)
     logins = broker.with_institutions(ids).model_copy(update={"limits": limits})
     facts = Facts(
         run_id=secrets.token_hex(8), task=spec.name, title=spec.title or spec.name, institutions=list(founding.institutions)

@@ -1,6 +1,7 @@
 """`fedqueue init`: a federation from a task, a broker and a list of institutions."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,19 @@ from broker_config.provision import administration
 from broker_config.streams import last_offset
 from broker_config.topology import LINEAGE
 from client_worker.policy import Noised
-from operator_console.command_options import DEFAULT_FOLDER, EpsilonText, Folder, bytes_of, epsilon_of, positive
+from operator_console.command_options import DEFAULT_FOLDER, Folder, bytes_of, epsilon_of, figure_of, positive
 from operator_console.federation_folder import FederationFolder, named
-from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions
+from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions, ending_for
 from operator_console.simulated_cost import simulated_cost
 from shared.codec import Dtype
 from shared.errors import SettingsError, TopologyError
-from shared.plan import Ending, UpdateEncoding
+from shared.plan import Ending, RuleName, UpdateEncoding
+from shared.tasks.spec import parse_task
+
+_privacy = partial(typer.Option, rich_help_panel="Privacy, and what an institution gives")
+_versions = partial(typer.Option, rich_help_panel="How versions are made")
+_measuring = partial(typer.Option, rich_help_panel="Measuring, and what ends the run, whichever comes first")
+_room = partial(typer.Option, rich_help_panel="The network, and the broker's disk")
 
 
 def init(  # noqa: PLR0913 - typer takes one parameter for each option
@@ -29,33 +36,63 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     task: Annotated[str, typer.Option(help="A task file, or the name of a built-in task.")],
     institution: Annotated[list[str], typer.Option(help="Id of an institution; repeatable.")],
     folder: Folder = DEFAULT_FOLDER,
-    epsilon: EpsilonText = "3",
-    target_delta: Annotated[float, typer.Option(callback=positive, max=0.1, help="Of the privacy budget.")] = TARGET_DELTA,
-    mechanism: Annotated[Noised, typer.Option(help="What noise protects: a record, or an institution as a whole.")] = "dp-sgd",
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates that an institution gives at most.")] = None,
-    horizon_seconds: Annotated[float, typer.Option(min=0, help="Each one's updates are spread over so long.")] = 0.0,
-    buffer_size: Annotated[int | None, typer.Option(min=1, help="K: a version is made of so many updates.")] = None,
-    max_wait_seconds: Annotated[float, typer.Option(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
-    server_learning_rate: Annotated[float | None, typer.Option(callback=positive, help="Step of the global model.")] = None,
-    server_momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Beta of the server's momentum.")] = 0.0,
-    broadcast: Annotated[Dtype | None, typer.Option(help="How models travel; without it, as the task says.")] = None,
-    updates_as: Annotated[UpdateEncoding | None, typer.Option(help="How updates travel; without it, as the task says.")] = None,
-    simulation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An epsilon.json: institutions read in the plan what noise costs.")
-    ] = None,
-    stop_after_updates: Annotated[int | None, typer.Option(min=1, help="The run ends after so many; without it, never.")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Rows of the operator's own, to measure every version on.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
     sample_data: Annotated[bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")] = False,
-    journal: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Keep every institution's last updates, for a replay.")
+    epsilon: Annotated[str, _privacy(help="Budget of each institution, or none for no noise at all.")] = "3",
+    target_delta: Annotated[float, _privacy(callback=positive, max=0.1, help="Of the privacy budget.")] = TARGET_DELTA,
+    mechanism: Annotated[Noised, _privacy(help="What noise protects: a record, or an institution as a whole.")] = "dp-sgd",
+    updates: Annotated[int | None, _privacy(min=1, help="Updates that an institution gives at most.")] = None,
+    horizon_seconds: Annotated[float, _privacy(min=0, help="Each one's updates are spread over so long.")] = 0.0,
+    simulation: Annotated[
+        Path | None, _privacy(metavar="FILE", help="An epsilon.json: institutions read in the plan what noise costs.")
     ] = None,
-    model_stream: Annotated[str | None, typer.Option(metavar="SIZE", help="For models on the broker; without it, ten.")] = None,
+    rule: Annotated[RuleName | None, _versions(help="What an update weighs; without it, as the task says.")] = None,
+    buffer_size: Annotated[int | None, _versions(min=1, help="K: a version is made of so many updates.")] = None,
+    max_wait_seconds: Annotated[float, _versions(callback=positive, help="No update waits longer for its outcome.")] = 5.0,
+    server_learning_rate: Annotated[float | None, _versions(callback=positive, help="Step of the global model.")] = None,
+    server_momentum: Annotated[float, _versions(min=0, max=0.999, help="Beta of the server's momentum.")] = 0.0,
+    server_adam: Annotated[bool, _versions("--server-adam", help="The server's steps are Adam's, noise taken out.")] = False,
+    held_out: Annotated[Path | None, _measuring(help="Rows of the operator's own, to measure every version on.")] = None,
+    metric: Annotated[
+        str | None, _measuring(metavar="FIGURE", help="What the best version goes by; else the task's first.")
+    ] = None,
+    stop_at: Annotated[
+        str | None, _measuring(metavar="FIGURE=VALUE", help="Ends once held-out rows give so good a figure.")
+    ] = None,
+    in_a_row: Annotated[int, _measuring(min=1, help="So many versions one after another must reach it.")] = 1,
+    patience: Annotated[int | None, _measuring(min=1, help="Ends after so many versions without a better one.")] = None,
+    versions: Annotated[int | None, _measuring(min=1, help="Ends after so many versions.")] = None,
+    wall_time: Annotated[
+        float | None, _measuring(callback=positive, metavar="SECONDS", help="Ends after so long; pauses are not counted.")
+    ] = None,
+    stop_after_updates: Annotated[int | None, _measuring(min=1, help="Ends after so many updates in all.")] = None,
+    broadcast: Annotated[Dtype | None, _room(help="How models travel; without it, as the task says.")] = None,
+    updates_as: Annotated[UpdateEncoding | None, _room(help="How updates travel; without it, as the task says.")] = None,
+    journal: Annotated[str | None, _room(metavar="SIZE", help="Keep every institution's last updates, for a replay.")] = None,
+    model_stream: Annotated[str | None, _room(metavar="SIZE", help="For models on the broker; without it, ten.")] = None,
     slowest_link: Annotated[
-        float | None, typer.Option(callback=positive, metavar="BYTES_PER_SECOND", help="Versions leave it time to download.")
+        float | None, _room(callback=positive, metavar="BYTES_PER_SECOND", help="Versions leave it time to download.")
     ] = None,
 ) -> None:
     """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
+    if server_adam and server_momentum:
+        raise typer.BadParameter("it excludes --server-momentum: Adam has a momentum of its own", param_hint="--server-adam")
+    figure, target = figure_of(stop_at)
+    if metric and figure and metric != figure:
+        raise typer.BadParameter(f"it names {metric} and --stop-at {figure}; a run goes by one figure", param_hint="--metric")
+    if in_a_row > 1 and target is None:
+        raise typer.BadParameter("it needs --stop-at, whose figure must hold", param_hint="--in-a-row")
+    text, source = task_text(task)
+    ending = ending_for(
+        parse_task(text, source=source),
+        metric=metric or figure,
+        updates=stop_after_updates,
+        versions=versions,
+        seconds=wall_time,
+        target=target,
+        in_a_row=in_a_row,
+        patience=patience,
+    )
     options = PlanOptions(
         epsilon=epsilon_of(epsilon),
         target_delta=target_delta,
@@ -65,14 +102,15 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         buffer_size=buffer_size,
         server_learning_rate=server_learning_rate,
         max_wait_seconds=max_wait_seconds,
-        ending=Ending(updates=stop_after_updates),
+        ending=ending,
+        rule=rule,
         server_momentum=server_momentum,
+        server_adam=server_adam,
         broadcast=broadcast,
         updates_as=updates_as,
         simulated=simulated_cost(simulation, epsilon_of(epsilon)) if simulation else None,
     )
     room = RoomOptions(bytes_of(journal), bytes_of(model_stream), slowest_link)
-    text, source = task_text(task)
     federation = FederationFolder(folder)
     federation.demand_empty()
     broker = broker_logins(federation)
@@ -86,6 +124,8 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     founding = Founding(text, source, named(_once(institution)), options, room, seed=seed, held_out=rows, clients=clients)
     found_federation(federation, broker, founding)
     _show(federation, institution, has_data=sample_data)
+    if ending.needs_figures and rows is None:
+        _say_rows_are_missing(federation, ending)
 
 
 def task_text(task: str) -> tuple[str, str]:
@@ -144,6 +184,16 @@ def _once(institutions: list[str]) -> list[str]:
     if repeated is not None:
         raise SettingsError(f"--institution {repeated} is given twice; each institution has an id of its own")
     return institutions
+
+
+def _say_rows_are_missing(federation: FederationFolder, ending: Ending) -> None:
+    Console().print(
+        f"\nThe plan ends the run by {ending.metric} on held-out rows, and none were given. Before you start the aggregator,\n"
+        f"name a file of them as held_out_file in {federation.aggregator_file}: it refuses to start without.",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _show(federation: FederationFolder, institutions: list[str], *, has_data: bool) -> None:

@@ -1,6 +1,10 @@
 """From a task and a handful of choices to the plan that the federation agrees on."""
 
+import math
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import count, takewhile
+from typing import Any
 
 from broker_config.room import needed_bytes
 from broker_config.topology import MIB
@@ -17,11 +21,13 @@ from shared.plan import (
     LocalPlan,
     Plan,
     PrivacyPlan,
+    RuleName,
+    ServerAdam,
     SimulatedCost,
     StalenessRule,
     UpdateEncoding,
 )
-from shared.tasks.spec import TaskSpec
+from shared.tasks.spec import METRICS, TaskSpec
 from simulator.schedule import tenth, updates_in_all
 
 TARGET_DELTA = 1e-5
@@ -29,7 +35,13 @@ MODELS_KEPT = 10
 """How many models the stream holds where there is room for them."""
 MODELS_NEEDED = 4
 """The fewest: the newest, the one that a slow link is downloading, and one made before and after each."""
+LEAST_MODEL_BYTES = 4096
+"""What the stream takes for a model however small it is: a message has headers too."""
 STATES_KEPT = 4
+ROOM_TO_GROW = 2
+"""How many times the institutions of the beginning there is room for in a state that has a row for each."""
+TABLE_RULES: frozenset[RuleName] = frozenset({"latest-model", "latest-update"})
+"""The rules that keep an array as large as the model of every institution."""
 USABLE_SHARE = 0.8
 """Of the free disk: the rest is for the broker's own files, and for an institution that comes later."""
 
@@ -47,7 +59,9 @@ class PlanOptions:
     server_learning_rate: float | None = None
     max_wait_seconds: float = 5.0
     ending: Ending | None = None
+    rule: RuleName | None = None
     server_momentum: float = 0.0
+    server_adam: bool = False
     broadcast: Dtype | None = None
     updates_as: UpdateEncoding | None = None
     simulated: SimulatedCost | None = None
@@ -75,16 +89,21 @@ class Sizes:
     state: int
 
 
-def sizes_of(model: Parameters, broadcast: Dtype, *, server_momentum: float = 0.0) -> Sizes:
-    """For a model and how it travels. An update has the model's tensors, in float32 at most, and fields of its own."""
+def sizes_of(model: Parameters, broadcast: Dtype, aggregation: AggregationPlan, *, institutions: int) -> Sizes:
+    """For a model and how it travels. An update has the model's tensors, in float32 at most, and fields of its own.
+
+    Of the state, momentum takes a model, Adam two for its moments, and a table rule one for each institution, with
+    `ROOM_TO_GROW`; under another broadcast than float32 the model itself is there too.
+    """
     whole = encode_model("0" * 16, model).size
-    momentum = whole if server_momentum else 0
     sent = encode_model("0" * 16, model, broadcast).size
-    return Sizes(whole + SMALL_BYTES, sent, momentum if broadcast == "float32" else whole + momentum)
+    moments = 2 if aggregation.server_adam else int(aggregation.server_momentum > 0)
+    rows = ROOM_TO_GROW * institutions if aggregation.rule in TABLE_RULES else 0
+    return Sizes(whole + SMALL_BYTES, sent, (moments + rows + int(broadcast != "float32")) * whole)
 
 
 def broker_limits(sizes: Sizes, room: RoomOptions, *, institutions: int, free_bytes: int) -> BrokerLimits:
-    """Room on the broker: a few updates for each institution, and ten models, or as many as fit beside the rest.
+    """Room on the broker: a few updates for each institution, and ten models and one segment's worth at least, or what fits.
 
     Raises SettingsError where the wanted model stream holds too few models. What does not fit at all, `provision` refuses.
     """
@@ -102,31 +121,65 @@ def broker_limits(sizes: Sizes, room: RoomOptions, *, institutions: int, free_by
             f"--model-stream must be at least {least} bytes: {MODELS_NEEDED} models of {sizes.model} bytes, and one segment"
         )
     usable = int(free_bytes * USABLE_SHARE) - needed_bytes(bare, institutions)
-    wanted = room.model_stream_bytes or min(bare.segment_bytes + MODELS_KEPT * sizes.model, usable)
+    ten = max(MODELS_KEPT * sizes.model, bare.segment_bytes)
+    wanted = room.model_stream_bytes or min(bare.segment_bytes + ten, usable)
     return replace(bare, model_stream_bytes=max(least, wanted))
 
 
+def models_held(sizes: Sizes, limits: BrokerLimits) -> int:
+    """How many models the stream is sure to hold: retention drops whole segments."""
+    return max(2, (limits.model_stream_bytes - limits.segment_bytes) // max(sizes.model, LEAST_MODEL_BYTES))
+
+
 def version_spacing_seconds(sizes: Sizes, limits: BrokerLimits, room: RoomOptions) -> float:
-    """How far apart versions must be, so that the slowest link finishes a download before the stream drops it."""
+    """How far apart versions must be, so that the slowest link finishes a download before the stream drops it.
+
+    Of the models held, one is the download, one is not counted on, and the best comes again after every half of them.
+    """
     if room.slowest_link_bytes_per_second is None:
         return 0.0
-    held = (limits.model_stream_bytes - limits.segment_bytes) // sizes.model
-    return sizes.model / room.slowest_link_bytes_per_second / (held - 2)
+    held = models_held(sizes, limits)
+    made = max(takewhile(lambda versions: 1 + versions + math.ceil(versions / (held // 2)) < held, count(1)), default=1)
+    return sizes.model / room.slowest_link_bytes_per_second / made
 
 
-def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing_seconds: float = 0.0) -> Plan:
-    """The plan for a task whose updates take so many bytes."""
-    training, suggested = spec.training, spec.aggregation
+def aggregation_for(spec: TaskSpec, options: PlanOptions) -> AggregationPlan:
+    """How versions are made: what the operator chose, else what the task suggests, else what is usual for the rule."""
+    suggested = spec.aggregation
+    rule = options.rule or suggested.rule
+    return AggregationPlan(
+        rule=rule,
+        staleness=StalenessRule(function=suggested.staleness_function, exponent=suggested.staleness_exponent),
+        buffer_size=options.buffer_size or suggested.buffer_size,
+        max_wait_seconds=options.max_wait_seconds,
+        server_learning_rate=options.server_learning_rate or suggested.rate_for(rule, adam=options.server_adam),
+        server_momentum=options.server_momentum,
+        server_adam=ServerAdam() if options.server_adam else None,
+    )
+
+
+def ending_for(spec: TaskSpec, **chosen: Any) -> Ending:
+    """The end of a run from what was chosen of it, by the task's first figure unless another is named.
+
+    Raises SettingsError for a figure that the task has not.
+    """
+    allowed, metric = METRICS[spec.kind], chosen.get("metric") or spec.first_metric
+    if metric not in allowed:
+        near = get_close_matches(metric, allowed, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError(f"a {spec.kind} task has no figure {metric!r}: {meant}It has {', '.join(allowed)}")
+    return Ending(**{**chosen, "metric": metric})
+
+
+def plan_for(
+    spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing_seconds: float = 0.0, held: int = MODELS_NEEDED
+) -> Plan:
+    """The plan for a task whose updates take so many bytes, and of whose models the stream is sure to hold `held`."""
+    training = spec.training
     return Plan(
         task=spec.name,
         task_hash=spec.hash,
-        aggregation=AggregationPlan(
-            staleness=StalenessRule(function=suggested.staleness_function, exponent=suggested.staleness_exponent),
-            buffer_size=options.buffer_size or suggested.buffer_size,
-            max_wait_seconds=options.max_wait_seconds,
-            server_learning_rate=options.server_learning_rate or suggested.server_learning_rate,
-            server_momentum=options.server_momentum,
-        ),
+        aggregation=aggregation_for(spec, options),
         local=LocalPlan(
             steps=training.steps,
             sample_rate=training.sample_rate,
@@ -140,8 +193,8 @@ def plan_for(spec: TaskSpec, options: PlanOptions, *, update_bytes: int, spacing
             target_delta=options.target_delta,
             clipping_norm=training.clipping_norm,
         ),
-        ending=options.ending or Ending(),
-        limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds),
+        ending=ending_for(spec, **(options.ending or Ending()).model_dump()),
+        limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds, models_held=held),
         broadcast=options.broadcast_of(spec),
         update_encoding=options.updates_as or spec.transport.updates,
         simulated=options.simulated,

@@ -32,6 +32,16 @@ def test_help_names_every_command_and_needs_nothing_heavy(tmp_path):
         (["demo", "--institutions", "many"], "Invalid value for '--institutions'"),
         (["init", "--task", "digits", "--institution", "a", "--max-wait-seconds", "0"], "0 is not a positive number"),
         (["init", "--task", "digits", "--institution", "a", "--institution", "a"], "broker.json does not exist"),
+        (["init", "--task", "digits", "--institution", "a", "--stop-at", "accuracy"], "is not a figure and its value"),
+        (["init", "--task", "digits", "--institution", "a", "--stop-at", "acuracy=0.9"], "did you mean accuracy?"),
+        (
+            ["init", "--task", "digits", "--institution", "a", "--stop-at", "auc=0.9", "--metric", "f1"],
+            "a run goes by one figure",
+        ),
+        (["init", "--task", "digits", "--institution", "a", "--in-a-row", "3"], "it needs --stop-at"),
+        (["init", "--task", "digits", "--institution", "a", "--server-adam", "--server-momentum", "0.9"], "excludes"),
+        (["init", "--task", "digits", "--institution", "a", "--rule", "fedavg"], "Invalid value for '--rule'"),
+        (["model", "--best", "--newest"], "--best, --newest and --version exclude each other"),
         (["report", "nowhere"], "nowhere/summary.json"),
         (["status"], "broker.json cannot be read"),
         (["replay"], "broker.json cannot be read"),
@@ -55,3 +65,18 @@ def test_a_quiet_demo_says_why_it_failed_on_standard_error_only(tmp_path):
     assert ended.stdout == ""
     assert "'no-such-task'" in ended.stderr
     assert "sba-loans" in ended.stderr
+
+
+def test_the_many_options_of_init_stand_under_headings(tmp_path):
+    text = fedqueue("init", "--help", folder=tmp_path).stdout
+    headings = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [
+        "Options",
+        "Privacy, and what an institution gives",
+        "How versions are made",
+        "Measuring, and what ends the run, whichever comes first",
+        "The network, and the broker's disk",
+    ]
+    measuring = text[text.index("Measuring") : text.index("The network")]
+    for option in ("held-out", "metric", "stop-at", "in-a-row", "patience", "versions", "wall-time", "stop-after-updates"):
+        assert f"--{option} " in measuring
