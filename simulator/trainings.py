@@ -11,7 +11,7 @@ from shared.parameters import Array, Parameters, count
 from simulator.vectorised import BatchTrainer, Job
 
 NUMBERS_AHEAD = 2**23
-"""So many numbers of deltas may wait for their arrival, 32 MiB; at least one delta."""
+"""So many numbers of deltas are computed before they are needed, 32 MiB; at least one delta."""
 
 
 class Trainings:
@@ -23,6 +23,7 @@ class Trainings:
         self._versions: dict[int, int] = {}
         self._due: list[tuple[float, int]] = []
         self._deltas: dict[int, dict[str, Array]] = {}
+        self._computed_until = 0.0
 
     @property
     def oldest_base(self) -> int | None:
@@ -42,8 +43,12 @@ class Trainings:
         return self._versions.pop(place), self._deltas.pop(place)
 
     def _compute(self) -> None:
-        """The next to arrive, in the order in which they will."""
-        numbers = count(self._jobs[self._due[0][1]].base)
-        places = [heapq.heappop(self._due)[1] for _ in range(min(len(self._due), max(1, NUMBERS_AHEAD // numbers)))]
+        """The next to arrive, in the order in which they will: those due before what is computed already, then as many as fit."""
+        room = max(1, NUMBERS_AHEAD // count(self._jobs[self._due[0][1]].base)) - len(self._deltas)
+        places: list[int] = []
+        while self._due and (len(places) < room or self._due[0][0] <= self._computed_until):
+            due, place = heapq.heappop(self._due)
+            self._computed_until = max(self._computed_until, due)
+            places.append(place)
         jobs = [self._jobs.pop(place) for place in places]
         self._deltas |= zip(places, self._trainer.deltas(jobs), strict=True)
