@@ -21,6 +21,7 @@ from operator_console.replay_command import replay
 from operator_console.roll_back_command import roll_back
 from operator_console.simulate_command import simulate
 from operator_console.status import status
+from operator_console.sweep_command import sweep
 from shared.logs import configure
 from shared.outermost import run_program
 
@@ -84,7 +85,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, replay, doctor, simulate):
+for command in (stop, pause, resume, replay, doctor, simulate, sweep):
     app.command()(command)
 
 

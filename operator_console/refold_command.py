@@ -73,7 +73,7 @@ def folded_again(federation: FederationFolder, choice: "Choice", *, as_json: boo
     console = Console()
     console.print(_table(rows, spec))
     for line in (sentence, run.passed_over, NOT_A_TRAINING):
-        console.print(line, highlight=False, soft_wrap=True) if line else None
+        console.print(line, highlight=False, soft_wrap=True, markup=False) if line else None
 
 
 def _folded(run: RecordedRun, choice: "Choice", federation: FederationFolder, spec: TaskSpec) -> tuple[list[Folded], str]:

@@ -118,8 +118,8 @@ def present(comparison: "Comparison", out: Path | None, *, as_json: bool) -> Non
     for sheet in sheets(comparison):
         console.print(sheet.printed())
     for line in (lead(comparison), comparison.unfinished):
-        console.print(line, highlight=False, soft_wrap=True) if line else None
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False) if line else None
+    console.print(f"page: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 def folder_name(title: str) -> str:
