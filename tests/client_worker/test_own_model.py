@@ -42,11 +42,11 @@ def line(*slope: float) -> dict[str, np.ndarray]:
 
 def test_a_personal_model_is_the_least_squares_line_drawn_towards_the_global_one() -> None:
     """The gradient of mean squared error + penalty / 2 |v - w|^2 is zero: (2 X'X / n + penalty) v = 2 X'y / n + penalty w."""
-    data, world = measured(1, (0.5, -0.4, 0.1)), line(0.4, 0.0, 0.0)
+    data, world = measured(1, (0.5, -0.1, 0.0), 30, noise=0.3), line(0.4, 0.0, 0.0)
 
     found = personalised(linear(), data, world)
 
-    assert found.penalty in PENALTIES
+    assert found.penalty in PENALTIES[:3]  # as strong as that, it is seen where it draws to
     inputs = np.column_stack([data.features, np.ones(len(data))])
     target = 2 * inputs.T @ data.labels / len(data) + found.penalty * np.array([0.4, 0.0, 0.0, 0.0])
     expected = np.linalg.solve(2 * inputs.T @ inputs / len(data) + found.penalty * np.eye(4), target)
