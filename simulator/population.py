@@ -51,7 +51,8 @@ class Population:
 
 def random_of(seed: int, purpose: str, *places: int) -> np.random.Generator:
     """A stream for one purpose, and for one institution or training where places are given."""
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *places])
+    # a seed that ends in zeros is the same as one without them: the number of places tells them apart
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), len(places), *places])
 
 
 def read_scenario(path: Path) -> Scenario:
