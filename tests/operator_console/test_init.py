@@ -13,6 +13,7 @@ from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init, task_text
 from operator_console.operation_commands import order_desk
 from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
+from shared.plan import Ending, ServerAdam
 
 TASK = """
 name = "ripeness"
@@ -92,6 +93,29 @@ def test_the_broker_has_the_limits_that_its_logins_name(broker_folder, task_file
         assert desk.plan.aggregation.server_momentum == 0.5
         assert (desk.plan.broadcast, desk.plan.update_encoding) == ("bfloat16", "float16")
         assert 0 < desk.plan.limits.version_spacing_seconds < 0.001
+
+
+@pytest.mark.rabbitmq
+def test_rule_optimiser_and_end_are_in_the_plan_and_missing_rows_are_said(broker_folder, task_file, capsys):
+    init(
+        task=str(task_file),
+        institution=["north"],
+        folder=broker_folder,
+        rule="latest-update",
+        server_adam=True,
+        stop_at="log_loss=0.3",
+        in_a_row=2,
+        patience=20,
+        versions=500,
+        wall_time=3600.0,
+    )
+    with order_desk(FederationFolder(broker_folder)) as desk:
+        assert desk.plan.ending == Ending(metric="log_loss", target=0.3, in_a_row=2, patience=20, versions=500, seconds=3600.0)
+        assert (desk.plan.aggregation.rule, desk.plan.aggregation.server_adam) == ("latest-update", ServerAdam())
+        assert desk.plan.limits.models_held == (64 << 20) // 4096
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The plan ends the run by log_loss on held-out rows, and none were given." in said
+    assert f"held_out_file in {broker_folder / 'aggregator.toml'}" in said
 
 
 @pytest.mark.rabbitmq

@@ -1,17 +1,28 @@
 """`fedqueue model`: what a data scientist takes home."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
+import typer
 from safetensors import safe_open
 
+from broker_config.connection import connect
+from broker_config.topology import update_queue
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
+from operator_console.kept_model import NoSuchModelError
 from operator_console.model_command import model
 from shared.errors import StorageError
+from shared.messages import encode_model
 from shared.parameters import shapes
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import parse_task
+from tests.builders import an_update, as_messages
+from tests.running import Leader, Watch
 
 pytestmark = pytest.mark.rabbitmq
+OPEN = {"task": "heart-disease", "institution": ["north"], "epsilon": "none"}
 
 
 @pytest.mark.parametrize("broadcast", ["float32", "bfloat16"])
@@ -23,10 +34,72 @@ def test_the_newest_model_is_written_to_a_file(broker_folder, tmp_path, capsys, 
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         assert {name: file.get_tensor(name).shape for name in file.keys()} == shapes(first)  # noqa: SIM118 - no mapping
         assert file.metadata() == {"run_id": folder.facts().run_id, "version": "0"}
-    assert f"version 0 of run {folder.facts().run_id} is written to" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"version 0 of run {folder.facts().run_id} is written to" in said
+    assert "why this one: it is the newest" in said
 
 
 def test_a_file_that_cannot_be_written_is_said(broker_folder, tmp_path):
     init(task="heart-disease", institution=["north"], folder=broker_folder)
     with pytest.raises(StorageError, match="name another file with --out"):
         model(tmp_path / "nowhere" / "model.safetensors", broker_folder)
+
+
+@dataclass
+class Founded:
+    """A founded federation as a leader on a thread of this process needs it."""
+
+    folder: FederationFolder
+
+    def connect(self, user):
+        return connect(self.folder.logins().settings(user), name=f"test/{user}")
+
+
+def led(folder, tmp_path, *figures):
+    """The models of a run whose versions have these figures, by version; each is made of one update of north."""
+    founded = Founded(FederationFolder(folder))
+    watch = Watch(founded.connect("operator"))
+    models, given = {0: watch.model()}, iter(figures)
+    settings = {"run_secret": founded.folder.run_secret(), "members": lambda: ["north"]}
+    with Leader(founded, tmp_path / "aggregator", evaluate=lambda model: {"auc": next(given)}, **settings):
+        for version in range(1, len(figures) + 1):
+            head = watch.head
+            changes = {"run_id": head.manifest.run_id, "plan_hash": head.manifest.plan_hash}
+            delta = {name: np.full_like(array, version / 7) for name, array in models[0].items()}
+            north = founded.connect("north")
+            for message in as_messages(an_update("north", version, base=head, **changes), delta):
+                north.publish(update_queue("north"), message)
+            north.close()
+            assert watch.until(lambda version=version: watch.head.manifest.version == version)
+            models[version] = watch.model()
+    watch.broker.close()
+    return models
+
+
+def written(file):
+    """What a file of parameters holds, as the bytes of a model, and its version."""
+    with safe_open(file, framework="numpy") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        return encode_model("0" * 16, tensors).joined(), opened.metadata()["version"]
+
+
+def test_the_best_model_is_written_unless_another_is_asked_for(broker_folder, tmp_path, capsys):
+    init(**OPEN, folder=broker_folder)
+    models = led(broker_folder, tmp_path, 0.6, 0.81234, 0.7)
+    out = tmp_path / "model.safetensors"
+    for options, version in [({}, 2), ({"best": True}, 2), ({"newest": True}, 3), ({"version": 1}, 1)]:
+        model(out, broker_folder, **options)
+        assert written(out) == (encode_model("0" * 16, models[version]).joined(), str(version))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("why")]
+    best = "why this one: it is the best by auc on held-out rows, 0.8123; the newest is version 3, with 0.7"
+    assert said == [best, best, "why this one: it is the newest", "why this one: it was asked for"]
+    with pytest.raises(NoSuchModelError, match="the lineage tells of no version 9"):
+        model(out, broker_folder, version=9)
+
+
+def test_where_nothing_was_measured_there_is_no_best_model(broker_folder, tmp_path):
+    init(**OPEN, folder=broker_folder)
+    with pytest.raises(NoSuchModelError, match="no version was measured on held-out rows"):
+        model(tmp_path / "model.safetensors", broker_folder, best=True)
+    with pytest.raises(typer.BadParameter, match="exclude each other"):
+        model(tmp_path / "model.safetensors", broker_folder, best=True, version=1)
