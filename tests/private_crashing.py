@@ -102,4 +102,4 @@ def take_part(config: Path, record: Path, points: Points) -> None:
         patch.object(cli, "connect", recorded),
         patch.object(cli, "LocalWork", partial(LocalWork, after_step=points.passed)),
     ):
-        cli.client(config, check=False, device=None)
+        cli.app(["--config", str(config)], standalone_mode=False)
