@@ -173,6 +173,7 @@ class _Run:
 
     def _look(self, place: int) -> None:
         """The institution begins a training now, or looks again when it may."""
+        self._paused.discard(place)
         course = self._courses[place]
         there = None if course.begun >= self._plan.local.updates else self._timing.there_from(place, self._now)
         if there is None:
