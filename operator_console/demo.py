@@ -22,6 +22,7 @@ from operator_console.demo_results import Comparing, write_results
 from operator_console.demo_run import DemoRun
 from operator_console.federation_folder import ClientOptions, FederationFolder, InstitutionFacts
 from operator_console.founding import Founding, found_federation
+from operator_console.kept_model import best_parameters
 from operator_console.live_view import watch
 from operator_console.observer import newest_model
 from operator_console.plan_options import PlanOptions, demo_ending
@@ -89,11 +90,11 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         shown = _shown(folder, spec)
         watch(lambda: run.tick(shown), console=console)
         run.end()
-        model = newest_model(place.as_operator)
+        model, best = newest_model(place.as_operator), best_parameters(place.as_operator)
         console.print("measuring the models and writing the report", highlight=False)
         outcome = comparison.outcome(spec, model)
         summary = summarise(spec, run.history, outcome, seed=options.seed, wall_seconds=time.monotonic() - started)
-        write_results(folder, run, model, summary)
+        write_results(folder, run, model, summary, best=best)
     console.print(final_table(summary))
     console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.path

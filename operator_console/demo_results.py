@@ -77,10 +77,19 @@ class Comparing:
         return content
 
 
-def write_results(folder: FederationFolder, run: DemoRun, model: Parameters, summary: Summary) -> None:
-    """`lineage.jsonl`, `model.safetensors`, `summary.json` and `report.html`."""
+def write_results(
+    folder: FederationFolder, run: DemoRun, model: Parameters, summary: Summary, *, best: tuple[int, Parameters] | None
+) -> None:
+    """`lineage.jsonl`, `model.safetensors`, `best.safetensors`, `summary.json` and `report.html`.
+
+    `best` is the best version and its parameters, where one was measured.
+    """
     run.history.write(folder.path / "lineage.jsonl")
     metadata = {name: str(summary[name]) for name in ("run_id", "task", "versions")}
     safetensors.numpy.save_file(dict(model), folder.path / "model.safetensors", metadata=metadata)
+    if best is not None:
+        version, parameters = best
+        metadata["versions"] = str(version)
+        safetensors.numpy.save_file(dict(parameters), folder.path / "best.safetensors", metadata=metadata)
     write_summary(folder.path / "summary.json", summary)
     write_report(folder.path)

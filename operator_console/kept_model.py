@@ -1,9 +1,11 @@
 """Which of a run's models to take home, and reading it from the broker: the best, the newest, or that of a version."""
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from aggregator_worker.ending import Progress
-from broker_config.streams import MissingBlobError, fetch_blob, records_of
+from broker_config.streams import MissingBlobError, fetch_blob, newest, records_of
 from shared import messages
 from shared.broker import Broker
 from shared.errors import FederationError
@@ -55,6 +57,14 @@ def best_model(head: ManifestRecord, plan: Plan) -> KeptModel | None:
         newest = manifest.metrics.get(metric)
         why += f"; the newest is version {manifest.version}" + ("" if newest is None else f", with {newest:.4g}")
     return KeptModel(best.version, best.model, head.best_at or Location(offset=0, chunks=1), why)
+
+
+def best_parameters(connect: Callable[[], Broker]) -> tuple[int, Parameters] | None:
+    """The best version and its parameters; None where none was measured."""
+    with closing(connect()) as broker:
+        head, lineage = newest(broker)
+        best = None if lineage.plan is None else best_model(head, lineage.plan)
+        return None if best is None else (best.version, best.read(broker))
 
 
 def model_of_version(broker: Broker, version: int) -> KeptModel:

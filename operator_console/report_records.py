@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from operator_console.events import Event
-from operator_console.summary import Summary, better
+from operator_console.summary import Summary
+from shared.tasks.spec import better
 
 MOST_ROWS_IN_A_PLOT = 40
 LONGEST_NAME = 24

@@ -196,10 +196,20 @@ def privacy_text(privacy: Mapping[str, Any]) -> str:
 
 
 def ending_text(ending: Mapping[str, Any]) -> str:
-    """When the run is over."""
-    if ending["updates"] is None:
-        return "when the operator stops it"
-    return f"after {ending['updates']} updates, at least {ending['updates_each']} from each institution"
+    """When the run is over. A plan of an older version names fewer ends."""
+    ends, metric = [], metric_name(ending.get("metric") or "")
+    if ending.get("target") is not None:
+        times = "" if ending["in_a_row"] == 1 else f", {ending['in_a_row']} times in a row"
+        ends.append(f"once {metric} on held-out rows reaches {ending['target']:g}{times}")
+    if ending["updates"] is not None:
+        ends.append(f"after {ending['updates']} updates, at least {ending['updates_each']} from each institution")
+    if ending.get("versions") is not None:
+        ends.append(f"after {ending['versions']} versions")
+    if ending.get("patience") is not None:
+        ends.append(f"after {ending['patience']} versions without a better {metric}")
+    if ending.get("seconds") is not None:
+        ends.append(f"after {ending['seconds']:g} seconds")
+    return "; or ".join(ends) or "when the operator stops it"
 
 
 def staleness_text(rule: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from aggregator_worker.ending import Progress
 from operator_console.history import History, Part, write_whole
 from operator_console.live_view import metric_name
-from shared.tasks.spec import LOWER_IS_BETTER, METRICS, TaskSpec
+from shared.tasks.spec import METRICS, TaskSpec, better
 
 SCHEMA = 1
 OWN_MODELS = {"federated": "federated", "personalised": "personalised", "alone": "own alone"}
@@ -52,11 +53,22 @@ def summarise(spec: TaskSpec, history: History, comparison: Comparison, *, seed:
         "versions": head.version,
         "phase": head.phase,
         "phase_reason": head.phase_reason,
+        "best": best_version(history),
         "updates": history.counters(),
         "institutions": [_institution(part, comparison, names, head.plan_hash) for part in history.parts()],
         "federated": _picked(comparison.federated, names),
         "pooled": _picked(comparison.pooled, names),
     }
+
+
+def best_version(history: History) -> dict[str, Any] | None:
+    """The best version by the plan's figure on held-out rows, and that figure of the last one; None where none was measured."""
+    head, plan = history.links[-1].manifest, history.plan
+    best = Progress.of(head.scalars).best
+    if best is None or plan is None:
+        return None
+    metric = plan.ending.metric
+    return {"version": best.version, "metric": metric, "figure": best.figure, "figure_of_last": head.metrics.get(metric)}
 
 
 def _institution(part: Part, comparison: Comparison, names: tuple[str, ...], plan_hash: str) -> dict[str, Any]:
@@ -107,13 +119,6 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_whole(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
-def better(metric: str, one: float | None, other: float | None) -> bool:
-    """Whether `one` beats `other`; a figure that does not exist beats nothing and is not beaten."""
-    if one is None or other is None:
-        return False
-    return one < other if metric in LOWER_IS_BETTER else one > other
-
-
 def beaten(summary: Summary) -> tuple[int, int]:
     """How many institutions' own models the federated one beats on all test rows, of how many that were measured."""
     metric, federated = summary["metric"], summary["federated"]
@@ -158,7 +163,20 @@ def findings(summary: Summary, titles: Mapping[str, str] | None = None) -> list[
     sentences += _personalised(summary, titles or {})
     if summary["threshold_rule"] and measured:
         sentences.append(f"Accuracy, recall and F1: {summary['threshold_rule']}.")
-    return sentences
+    return [*sentences, *_course(summary)]
+
+
+def _course(summary: Summary) -> list[str]:
+    """Why the run ended, and which of its versions was the best. Runs of older versions do not tell of a best one."""
+    sentences = [f"Why the run ended: {summary['phase_reason']}."] if summary["phase"] == "finished" else []
+    best, last = summary.get("best"), summary["versions"]
+    if best is None:
+        return sentences
+    name, figure = metric_name(best["metric"]), figure_text(best["figure"])
+    if best["version"] == last:
+        return [*sentences, f"The last version, {last}, is also the best by {name} on held-out rows: {figure}."]
+    said = f"The best version by {name} on held-out rows is {best['version']}, with {figure}; the last, {last}, has "
+    return [*sentences, f"{said}{figure_text(best['figure_of_last'])}. It was picked on these rows, which flatters it."]
 
 
 def _personalised(summary: Summary, titles: Mapping[str, str]) -> list[str]:

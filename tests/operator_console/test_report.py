@@ -7,8 +7,10 @@ import pytest
 
 from operator_console.events import Event, write_events
 from operator_console.report import write_report
+from operator_console.report_tables import ending_text
 from operator_console.summary import Comparison, summarise, write_summary
 from shared.errors import SettingsError
+from shared.plan import Ending
 from tests.operator_console.conftest import Finished
 from tests.operator_console.test_summary import COMPARISON, figures, spec
 
@@ -162,6 +164,26 @@ def test_the_page_of_an_older_run_shows_what_it_has(folder: Path):
     page = page_of(folder)
     assert {"0.660", "0.650"} <= set(page.words)
     assert not [value for _, _, value in page.attributes if "on own rows" in value]
+
+
+@pytest.mark.parametrize(
+    ("ending", "text"),
+    [
+        (Ending(metric="auc"), "when the operator stops it"),
+        (Ending(updates=30, updates_each=2), "after 30 updates, at least 2 from each institution"),
+        (Ending(metric="auc", target=0.8), "once AUC on held-out rows reaches 0.8"),
+        (
+            Ending(metric="auc", target=0.8, in_a_row=3, versions=90, patience=9, seconds=60.0),
+            "once AUC on held-out rows reaches 0.8, 3 times in a row; or after 90 versions; "
+            "or after 9 versions without a better AUC; or after 60 seconds",
+        ),
+    ],
+    ids=["open", "updates", "target", "many"],
+)
+def test_every_end_that_the_plan_names_is_on_the_page(ending, text):
+    assert ending_text(ending.model_dump()) == text
+    older = {"updates": ending.updates, "updates_each": ending.updates_each}
+    assert ending_text(older) == ("when the operator stops it" if ending.updates is None else text)
 
 
 def test_a_run_without_its_summary_is_named(tmp_path: Path):

@@ -1,21 +1,28 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from aggregator_worker.ending import Best, Progress
+from operator_console.history import History
+from operator_console.live_view import metric_name
 from operator_console.summary import (
     Comparison,
     Summary,
     beaten,
     best_at_home,
+    best_version,
     final_table,
     findings,
     summarise,
     threshold_rule,
     write_summary,
 )
+from shared.messages import BlobName
+from shared.plan import Ending
 from shared.tasks.spec import TaskSpec, parse_task
 from tests.operator_console.conftest import EXAMPLES, Finished
 
@@ -127,7 +134,35 @@ def test_the_findings_count_banks_beaten_and_name_those_better_at_home(summary: 
         "Personalised, that is fine-tuned by each institution on its own rows, it does better there than untuned at 2 of 2, and "
         "better than the own model at 1; the own model is still the best of the three at 1: The A Bank 0.660 against 0.657.",
         "Accuracy, recall and F1: the 17.5% of rows with the highest scores are called positive, as many as in training.",
+        f"Why the run ended: {summary['updates']['aggregated']} updates are aggregated.",
     ]
+
+
+def test_the_best_version_is_told_beside_the_last_one(summary: Summary):
+    last = summary["versions"]
+    summary["best"] = {"version": last - 2, "metric": "auc", "figure": 0.7126, "figure_of_last": 0.7091}
+    assert findings(summary)[-1] == (
+        f"The best version by AUC on held-out rows is {last - 2}, with 0.713; the last, {last}, has 0.709. "
+        "It was picked on these rows, which flatters it."
+    )
+    summary["best"] = {"version": last, "metric": "log_loss", "figure": 0.4, "figure_of_last": 0.4}
+    said = f"The last version, {last}, is also the best by {metric_name('log_loss')} on held-out rows: 0.400."
+    assert findings(summary)[-1] == said
+    del summary["best"]
+    assert "Why the run ended" in findings(summary)[-1]
+
+
+def test_the_best_version_is_the_one_that_the_last_manifest_names(finished: Finished):
+    history = History({})
+    history.links, history.plan = list(finished.history.links), finished.history.plan
+    assert history.plan is not None
+    assert best_version(history) is None
+    head = history.links[-1]
+    progress = Progress(Best(3, 0.75, BlobName(hash="b" * 64, size=9)))
+    scalars = progress.put_into(head.manifest.scalars)
+    history.links[-1] = replace(head, manifest=head.manifest.model_copy(update={"scalars": scalars, "metrics": {"auc": 0.5}}))
+    history.plan = history.plan.model_copy(update={"ending": Ending(metric="auc")})
+    assert best_version(history) == {"version": 3, "metric": "auc", "figure": 0.75, "figure_of_last": 0.5}
 
 
 def test_the_best_model_on_own_rows_is_named_also_where_less_is_better(summary: Summary):
