@@ -45,12 +45,12 @@ def write_results(comparison: Comparison, folder: Path) -> Path:
 def lead(comparison: Comparison) -> str:
     """The finding in one sentence: who reached the target first, or who ended best."""
     name, target = metric_name(comparison.metric), comparison.target
-    reached = [
-        (point.seconds, tried.result.name) for tried in comparison.tried if (point := target_point(comparison, tried.result))
-    ]
+    reached = [(point, tried) for tried in comparison.tried if (point := target_point(comparison, tried.result))]
     if target and reached:
-        seconds, first = min(reached)
-        return f"{first} reaches {name} {target.value:g} first, after {seconds:,.1f} virtual seconds."
+        soonest = min(point.seconds for point, _ in reached)
+        first = [tried.result.name for point, tried in reached if point.seconds == soonest]
+        verb = "reaches" if len(first) == 1 else "reach"
+        return f"{' and '.join(first)} {verb} {name} {target.value:g} first, after {soonest:,.1f} virtual seconds."
     if target:
         return f"No plan reaches {name} {target.value:g}."
     best = comparison.best

@@ -59,12 +59,9 @@ class Comparison:
     @property
     def unfinished(self) -> str:
         """A sentence where it was interrupted."""
-        done = len(self.tried)
-        return (
-            ""
-            if done == self.planned
-            else f"Interrupted: {done} of {self.planned} plans are finished, the others are missing here."
-        )
+        if len(self.tried) == self.planned:
+            return ""
+        return f"Interrupted: {len(self.tried)} of {self.planned} plans are finished, the rest is missing."
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from shared.tasks.spec import LOWER_IS_BETTER
 
 if TYPE_CHECKING:  # torch takes seconds, which `fedqueue --help` should not
     from shared.plan import AggregationPlan, RuleName
-    from simulator.results import Point, RunResult
+    from simulator.results import RunResult
     from simulator.scenario import Scenario, Variant
 
 FACTORS = (0.3, 1.0, 3.0)
