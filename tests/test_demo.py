@@ -90,7 +90,7 @@ def test_the_summary_has_every_figure_of_the_contract(finished: Path) -> None:
         assert 0 < each["epsilon_spent"] <= 3.0
         assert each["target_delta"] == 1e-5
         assert {"auc", "log_loss", "accuracy", "recall", "f1"} <= each["alone"].keys() & each["federated"].keys()
-        assert each["own"]["alone"]["auc"] is not None
+        assert all(each["own"][model]["auc"] is not None for model in ("federated", "personalised", "alone"))
     assert 0.5 < summary["federated"]["auc"] < summary["pooled"]["auc"] + 0.1
 
 
