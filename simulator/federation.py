@@ -211,7 +211,7 @@ def _aggregation(spec: TaskSpec, options: Options) -> AggregationPlan:
         rule=suggested.rule,
         staleness=StalenessRule(function=suggested.staleness_function, exponent=suggested.staleness_exponent),
         buffer_size=suggested.buffer_size,
-        server_learning_rate=suggested.server_learning_rate or 1.0,
+        server_learning_rate=suggested.rate_for(suggested.rule),
     )
     chosen = {"buffer_size": options.buffer_size, "server_learning_rate": options.server_learning_rate}
     return plan.model_copy(update={name: value for name, value in chosen.items() if value is not None})
