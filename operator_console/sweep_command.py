@@ -192,12 +192,11 @@ def in_order(rows: Sequence[Row], metric: str) -> list[Row]:
 
 def table(swept: Swept) -> Table:
     """The best first."""
-    found = Table(
-        box=box.SIMPLE_HEAD, title=f"{swept.rows[0].setting.rule}, the best first", title_justify="left", title_style="dim"
-    )
+    title = f"{swept.rows[0].setting.rule}, the best first; the plan's own setting is marked"
+    found = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="dim")
     name = metric_name(swept.metric)
     to_target = [f"seconds to {swept.target:g}"] if swept.target is not None else []
-    spread = [f"{name} by seed"] if swept.seeds > 1 else []
+    spread = ["by seed"] if swept.seeds > 1 else []
     for column in ("rate", "K", "exponent", *to_target, f"last {name}", *spread, "refused", ""):
         found.add_column(column, justify="right")
     for row in swept.rows:
