@@ -24,7 +24,7 @@ SUITED: Mapping[RuleName, AggregationPlan] = {
     "fedasync": AggregationPlan(rule="fedasync", server_learning_rate=0.6),
     "fedbuff": AggregationPlan(rule="fedbuff", buffer_size=2),
     "latest-model": AggregationPlan(rule="latest-model"),
-    "latest-update": AggregationPlan(rule="latest-update", buffer_size=4, server_learning_rate=0.5),
+    "latest-update": AggregationPlan(rule="latest-update", buffer_size=4),
 }
 """Each rule with the buffer size and the server learning rate that a simulation of this work found quickest for it, K up to 4."""
 PLAIN = Setting()
