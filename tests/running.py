@@ -135,7 +135,8 @@ def require_replay(watch: Watch, delta_of: Callable[[Settlement, Parameters], Pa
         if folded and beta:
             momentum = {name: beta * array for name, array in momentum.items()}
         for each in folded:
-            fold_in_place(momentum if beta else model, delta_of(each, bases[each.base_version]), float.fromhex(each.weight))
+            factor = float.fromhex(each.weight) * float.fromhex(each.scale)
+            fold_in_place(momentum if beta else model, delta_of(each, bases[each.base_version]), factor)
         if folded and beta:
             model = {name: array + momentum[name] for name, array in model.items()}
         content = messages.encode_model(RUN, model, plan.broadcast)
