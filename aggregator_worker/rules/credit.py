@@ -1,9 +1,10 @@
 """Credit: every institution earns its share of weight on the aggregator's clock, and spends it when its update arrives.
 
 Fast and slow ones get the same in the long run, whatever their speeds: what each has spent and still holds adds up to the
-clock. Staleness is counted in cycles beyond the one that is normal; what damping withholds is carried over, not lost. The idea
-is that of Rescaled ASGD (arXiv 2605.13434) and of Fraboni et al. 2023 (FedAvg with asynchronous weights), with a conservation
-law that can be tested; docs/aggregation.md has the measurements.
+clock. Only what is later than usual for its institution is damped, and what damping withholds is carried over, not lost: damping
+everybody who is slow would take from the slow what credit gives them. The idea is that of Rescaled ASGD (arXiv 2605.13434) and of
+Fraboni et al. 2023 (FedAvg with asynchronous weights), with a conservation law that can be tested; docs/aggregation.md has the
+measurements.
 """
 
 from aggregator_worker.rules.staleness import staleness_weight
@@ -11,21 +12,23 @@ from aggregator_worker.rules.state import Arrival, RuleState, arrived, outstandi
 from shared.plan import AggregationPlan
 
 CARRIED_SILENCES = 2.0
-"""At most so many times what an institution earns in `silent_cycles` is carried over."""
+"""At most so many times what an institution earns in `silent_cycles`, or in its usual interval, is carried over."""
 FEW = 2
 """Among so many institutions the largest share is not bounded: one of two may well have most of the data."""
 
 
 def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
-    """The server learning rate times the credit spent."""
+    """The server learning rate times the credit spent. Nobody is late by one arrival of each of the others."""
     clock, account = state
     institutions = arrival.counted.institutions
     most = plan.largest_share if institutions > FEW else 1.0
+    since = clock.cycles - account.since_cycles
     held = outstanding(account, clock, arrival.num_examples)
-    credit = min(held, account.carry + most * (clock.cycles - account.since_cycles))
-    normal = institutions - 1
-    late = max(0, arrival.staleness * arrival.buffer_size - normal) / institutions
+    credit = min(held, account.carry + most * since)
+    usual = max(account.interval or since, (institutions - 1) / institutions)
+    late = max(0.0, arrival.staleness * arrival.buffer_size / institutions - usual)
     spent = min(credit * staleness_weight(plan.staleness, late), plan.largest_weight / plan.server_learning_rate)
-    carry = min(credit - spent, CARRIED_SILENCES * plan.silent_cycles * min(arrival.share, most))
+    silence = max(plan.silent_cycles, account.interval)
+    carry = min(credit - spent, CARRIED_SILENCES * silence * min(arrival.share, most))
     after = RuleState(clock.forfeiting(held - spent - carry), arrived(state, carry=carry))
     return after, plan.server_learning_rate * spent

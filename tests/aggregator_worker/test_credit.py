@@ -99,7 +99,8 @@ def test_the_recorded_weights_are_what_left_the_accounts():
 
 
 def test_damping_defers_and_loses_nothing_while_it_can_be_carried():
-    # alone of two, always 12 versions late: (12 - 1) / 2 = 5.5 cycles late, so 1 / sqrt(6.5) of what it holds is spent each time
+    # alone of two, half a cycle between its updates, always 12 versions late: 12 / 2 - 0.5 = 5.5 cycles later than usual,
+    # so 1 / sqrt(6.5) of what it holds is spent each time
     weighing = a_weighing({"a": 100, "b": 100}, staleness=StalenessRule(exponent=0.5), silent_cycles=1000.0)
     weights = [arrive(weighing, "a", staleness=12) for _ in range(200)]
     assert weights[0] == pytest.approx(0.25 / 6.5**0.5, rel=1e-6)
@@ -109,8 +110,22 @@ def test_damping_defers_and_loses_nothing_while_it_can_be_carried():
 def test_an_update_is_late_only_beyond_one_cycle():
     weighing = a_weighing(dict.fromkeys("abcd", 100), staleness=StalenessRule(exponent=1.0))
     assert arrive(weighing, "a", staleness=3) == pytest.approx(1 / 16)
-    # four versions are one more than is normal, a quarter of a cycle; two ticks of 1/16 each since version 0
-    assert arrive(weighing, "b", staleness=4) == pytest.approx(2 / 16 / 1.25)
+    # five versions are two arrivals more than the three others, half a cycle; two ticks of 1/16 each since version 0
+    assert arrive(weighing, "b", staleness=5) == pytest.approx(2 / 16 / 1.5)
+
+
+def test_an_update_is_late_only_beyond_what_is_usual_for_its_institution():
+    # of two, b comes after nine of a's: 5 cycles between its updates, its base 9 versions back: 4.5 cycles
+    weighing = a_weighing({"a": 100, "b": 100}, staleness=StalenessRule(exponent=1.0), silent_cycles=1000.0, largest_weight=9.0)
+    for _ in range(3):
+        for _ in range(9):
+            arrive(weighing, "a")
+        usual = arrive(weighing, "b", staleness=9)
+    assert usual == pytest.approx(2.5)
+    for _ in range(9):
+        arrive(weighing, "a")
+    # an older base: 16 / 2 = 8 cycles, three more than usual
+    assert arrive(weighing, "b", staleness=16) == pytest.approx(2.5 / 4)
 
 
 def test_no_update_weighs_more_than_the_largest_weight_and_the_rest_is_carried():
@@ -137,6 +152,15 @@ def test_no_more_is_carried_than_an_institution_earns_in_two_silences():
         arrive(weighing, "a")
     assert weighing.members["a"].account.carry == pytest.approx(2 * 3.0 * 0.25)
     assert weighing.members["b"].account.carry == pytest.approx(2 * 3.0 * 0.75)
+
+
+def test_a_slow_institution_carries_what_it_earns_in_two_of_its_usual_intervals():
+    weighing = a_weighing({"a": 100, "b": 100}, largest_weight=0.001, silent_cycles=3.0)
+    for _ in range(30):
+        for _ in range(9):
+            arrive(weighing, "a")
+        arrive(weighing, "b")
+    assert weighing.members["b"].account.carry == pytest.approx(2 * 5.0 * 0.5)
 
 
 def test_who_claims_most_of_the_data_earns_no_more_than_the_largest_share_of_three():
