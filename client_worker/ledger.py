@@ -75,11 +75,12 @@ class Ledger:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(_lock(path))
+                path.touch(mode=0o600)
+                path.chmod(0o600)  # SQLite gives the files beside it the rights that it has now
                 self._database = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=FULL")
                 self._database.executescript(_SCHEMA)
-                path.chmod(0o600)
                 self._read_rows()
                 self._read_outbox()
             except (sqlite3.DatabaseError, OSError) as error:

@@ -291,8 +291,9 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
     opened(tmp_path).close()
 
 
-def test_only_its_owner_can_read_a_ledger(ledger, tmp_path):
-    assert (tmp_path / "ledger.sqlite").stat().st_mode & 0o777 == 0o600
+def test_only_its_owner_can_read_a_ledger_and_what_sqlite_writes_beside_it(ledger, tmp_path):
+    rights = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("ledger.sqlite*") if file.suffix != ".lock"}
+    assert rights == dict.fromkeys(["ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal"], 0o600)
 
 
 @pytest.fixture
