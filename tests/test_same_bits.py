@@ -1,14 +1,17 @@
 """A simulation that is fed with a real run's sealed updates, in the order of their arrival, gives its model bit for bit."""
 
+import json
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from broker_config.connection import connect
 from broker_config.logins import load
 from operator_console import founding
+from operator_console.cli import app
 from operator_console.federation_folder import ClientOptions, FederationFolder, named
 from operator_console.founding import Founding, found_federation
 from operator_console.plan_options import PlanOptions, RoomOptions
@@ -19,7 +22,7 @@ from simulator.refold import again, events_of
 from tests.running import Watch
 from tests.test_bring_your_own import LOGISTIC, fruit
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.long, pytest.mark.timeout(240)]
 
 BANKS = ("north", "south", "west")
 ROWS = {"north": 300, "south": 200, "west": 120}
@@ -89,13 +92,7 @@ def run(folder, processes, *, murder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "murder"),
-    [
-        ("momentum", False),
-        pytest.param("credit", True, marks=pytest.mark.long),
-        pytest.param("latest model", False, marks=pytest.mark.long),
-        pytest.param("latest update", True, marks=pytest.mark.long),
-    ],
+    ("kind", "murder"), [("momentum", False), ("credit", True), ("latest model", False), ("latest update", True)]
 )
 def test_the_sealed_updates_of_a_real_run_give_every_version_again(kind, murder, broker_folder, processes, monkeypatch):
     founded(broker_folder, kind, monkeypatch)
@@ -124,11 +121,31 @@ def test_the_sealed_updates_of_a_real_run_give_every_version_again(kind, murder,
     assert [applied(each) for each in made][: len(told)] == [applied(each) for each in told]
     assert [version.differences for version in versions] == [()] * len(versions)
 
+    require_weights_under_another_rule(broker_folder, len(sealed))
+
     # one bit of one sealed delta, in the first of the run, and the last version is another
     first = next(each for each in told if each.outcome == "aggregated")
     update, delta = sealed[first.hash]
     sealed[first.hash] = update, {name: one_bit_off(tensor) for name, tensor in delta.items()}
     assert list(again(real.start, real.links, events, load_sealed))[-1].model_hash != versions[-1].model_hash
+
+
+def require_weights_under_another_rule(folder, updates):
+    """The same code behind `fedqueue simulate --from-lineage FEDERATION`: it says that it is no training."""
+    words = ["simulate", "--from-lineage", str(folder), "--rule", "fedasync", "--server-learning-rate", "0.5"]
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    was, equal = told["plans"]
+    assert told["run"].startswith(f"{updates} sealed updates from version 0 on; under the run's own plan each version equal")
+    assert told["not_a_training"].startswith("This is not a re-training")
+    assert (was["plan"], was["moved"]) == ("as it was", 0.0)
+    assert (equal["rule"], equal["server_learning_rate"]) == ("fedasync", 0.5)
+    assert equal["moved"] > 0.0
+    for plan in (was, equal):
+        assert sum(plan["weight_shares"].values()) == pytest.approx(1.0)
+        assert plan["weight_shares"].keys() == set(BANKS)
+    shown = CliRunner().invoke(app, words).stdout
+    assert "This is not a re-training" in shown
+    assert "as it was" in shown
 
 
 def applied(settlement):

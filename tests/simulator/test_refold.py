@@ -9,6 +9,7 @@ import pytest
 from aggregator_worker.admission import Admission
 from aggregator_worker.operations import apply
 from broker_config.memory import MemoryRabbit
+from broker_config.provision import provision
 from broker_config.topology import Limits, topology
 from operator_console.recorded_run import recorded_run
 from shared.messages import Entry, OperationOutcome
@@ -50,33 +51,56 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "credit, in bfloat16",
-        "latest update",
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind not in ("credit, in bfloat16", "latest update")),
-    ],
-)
-def test_a_run_of_workers_is_made_again_to_the_bit_under_every_rule(kind, tmp_path):
+@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def journalled(request):
+    """A broker that keeps a journal of every institution."""
+    if request.param == "memory":
+        return MemoryRabbit(topology(NAMES, LIMITS))
+    server = request.getfixturevalue("rabbitmq_server")
+    provision(server.logins, NAMES, LIMITS)
+    return server
+
+
+def require_the_same_again(server, folder, kind):
+    """Real workers until the run is finished, then their sealed updates as the journals and the lineage have them."""
     aggregation, broadcast = KINDS[kind]
-    rabbit = MemoryRabbit(topology(NAMES, LIMITS))
     plan = {"local": LocalPlan(updates=20), "ending": Ending(updates=18), "broadcast": broadcast}
-    begin(rabbit, a_plan({"max_wait_seconds": 0.5, **aggregation}, **plan))
-    watch = Watch(rabbit.connect("operator"))
+    begin(server, a_plan({"max_wait_seconds": 0.5, **aggregation}, **plan))
+    watch = Watch(server.connect("operator"))
     with ExitStack() as stack:
-        stack.enter_context(Leader(rabbit, tmp_path))
+        stack.enter_context(Leader(server, folder))
         for place, name in enumerate(NAMES):
             # another number of examples than at the beginning: a hello then moves the shares of all
             data = local_data(name, at_least=lambda place=place: time.sleep(0.01 * 3**place), num_examples=EXAMPLES[name] + 7)
-            stack.enter_context(Worker(rabbit, name, tmp_path, data=data))
+            stack.enter_context(Worker(server, name, folder, data=data))
         assert watch.until(lambda: watch.head.manifest.phase == "finished")
-    real = recorded_run(rabbit.connect("operator"), BY_PSEUDONYM)
+    real = recorded_run(server.connect("operator"), BY_PSEUDONYM)
     versions = list(again(real.start, real.links, events_of(real.start, real.links, real.load), real.load))
     assert real.start.version == 0
-    assert versions[-1].model_hash == watch.head.manifest.model.hash
-    assert sum(len(version.settled) for version in versions) >= 18
+    assert [version.model_hash for version in versions][: len(watch.records) - 1] == [
+        record.manifest.model.hash for record in watch.records[1:]
+    ]
+    made = [each.weight for version in versions for each in version.settled]
+    assert len(made) >= 18
+    assert made[: len(watch.settled)] == [each.weight for each in watch.settled]
     assert [version.differences for version in versions] == [()] * len(real.links)
+
+
+def test_a_run_of_workers_is_made_again_to_the_bit(journalled, tmp_path):
+    require_the_same_again(journalled, tmp_path, "credit, in bfloat16")
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("kind", ["credit with momentum", "latest model"])
+def test_so_it_is_with_momentum_and_with_a_table_rule(kind, rabbitmq_server, tmp_path):
+    provision(rabbitmq_server.logins, NAMES, LIMITS)
+    require_the_same_again(rabbitmq_server, tmp_path, kind)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_is_under_every_rule_and_optimiser(kind, tmp_path):
+    require_the_same_again(MemoryRabbit(topology(NAMES, LIMITS)), tmp_path, kind)
 
 
 class Real:

@@ -166,7 +166,7 @@ def test_bases_are_the_newest_versions_at_their_recorded_times(folder):
         (lambda folder: (folder / "lineage.jsonl").write_text('{"version"'), "cut short"),
         (
             lambda folder: (folder / "summary.json").write_text(json.dumps({"run_id": "cd" * 8, "seed": 5})),
-            "do not give its version 0",
+            "do not give version 0",
         ),
         (lambda folder: (folder / "data/north/training.csv").unlink(), "no rows of north"),
         (lambda folder: write(folder, [LINES[0], {**LINES[1], "roll_back": {}}]), "roll-back"),
