@@ -115,7 +115,7 @@ class BlobWriter:
             self._after_chunk()
         if digest.hexdigest() != name.hash:
             raise MissingBlobError(f"what {self._stream} holds as {name.hash[:12]} has other bytes")
-        return Location(offset=begun, chunks=at.chunks)
+        return Location(offset=begun, chunks=self._end() - begun)
 
     def since(self, at: Location) -> int:
         """How many blobs as long as the one at a place were published from there on, that one included."""

@@ -22,6 +22,7 @@ from operator_console.events import Event, read_events
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, fold_next, follow
 from operator_console.live_view import render, watch
+from operator_console.summary import best_version
 from operator_console.view_state import Row, Shown, ViewState, attention, view_of
 from shared.broker import Broker
 from shared.errors import FederationError
@@ -82,6 +83,7 @@ def status_object(history: History, view: ViewState, depths: Depths | None) -> d
         "updates": history.counters(),
         "target_updates": view.target,
         "metrics": head.manifest.metrics,
+        "best": best_version(history),
         "epsilon_budget": view.epsilon_budget,
         "attention": attention(view, dead_letters=(depths or {}).get(DEAD_LETTERS)),
         "institutions": [_row_object(row, depths) for row in view.rows],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aggregator_worker import commit
+from aggregator_worker.best import kept
 from aggregator_worker.ending import Best, Progress
 from broker_config.memory_queues import MemoryStream
 from broker_config.provision import provision
@@ -257,6 +258,22 @@ def test_a_copy_of_what_was_cut_off_or_has_other_bytes_is_not_taken_for_one():
     aggregator.publish(MODEL, replace(third, body=third.body[::-1]))
     with pytest.raises(MissingBlobError, match="has other bytes"):
         BlobWriter(aggregator, MODEL, idle_seconds=0.1).copy(BLOB, Location(offset=0, chunks=3))
+
+
+def test_a_place_that_the_stream_has_lost_is_made_up_for_by_an_earlier_copy():
+    aggregator = MemoryServer().connect("aggregator")
+    writer = BlobWriter(aggregator, MODEL, idle_seconds=0.1)
+    writer.publish(Encoded([CONTENT]), "model", COPIED, RUN)
+    # a power cut took the copy that the record names, and its offsets are not written to yet
+    again = kept(writer, BLOB, Location(offset=9, chunks=3), models_held=10, finishing=False)
+    assert again == Location(offset=3, chunks=3)
+    assert kept(writer, BLOB, None, models_held=10, finishing=False) == Location(offset=6, chunks=3)
+
+
+def test_a_model_that_is_nowhere_is_not_kept():
+    writer = BlobWriter(MemoryServer().connect("aggregator"), MODEL, idle_seconds=0.1)
+    writer.publish(Encoded([CONTENT[::-1]]), "model", COPIED, RUN)
+    assert kept(writer, BLOB, Location(offset=0, chunks=3), models_held=10, finishing=True) is None
 
 
 @pytest.mark.long

@@ -35,6 +35,7 @@ def test_the_object_tells_where_the_run_stands(finished: Finished):
     assert found["version"] == finished.history.links[-1].manifest.version
     assert found["updates"]["aggregated"] >= 30  # type: ignore[index]
     assert found["target_updates"] == 30
+    assert found["best"] is None
     rows = {row["id"]: row for row in found["institutions"]}  # type: ignore[attr-defined]
     assert rows["bank-a"]["waiting_messages"] == 2
     assert rows["bank-c"]["updates"] < rows["bank-a"]["updates"]
