@@ -2,12 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from broker_config.connection import connect
+from broker_config.logins import save
 from operator_console.cli import app
+from operator_console.federation_folder import FederationFolder
+from operator_console.init_command import init
 from operator_console.simulate_command import folder_name, present
 from operator_console.simulation_page import lead
 from operator_console.simulation_records import Comparison, Tried, document, sheets, slow_half, target_point
@@ -16,6 +22,9 @@ from shared.plan import AggregationPlan
 from simulator import engine
 from simulator.results import Contribution, Point, RunResult
 from simulator.scenario import Target
+from tests.leading import leading
+from tests.operator_console.test_replay import send
+from tests.running import Watch
 
 SCENARIO = """
 name = "four"
@@ -260,3 +269,30 @@ def test_figures_that_are_missing_are_null_and_no_nan(tmp_path):
     told = document(compared(a_run("none", (0.0, 0, None))))
     assert told["plans"][0]["final"]["metrics"] == {"accuracy": None}
     present(compared(a_run("none", (0.0, 0, None), contributions=HALVES)), tmp_path / "out", as_json=True)
+
+
+@pytest.mark.rabbitmq
+def test_a_federations_sealed_updates_are_weighed_again_and_it_says_that_this_is_no_training(broker_folder, capsys):
+    # one institution gives 1/7, 2/7 and 3/7 for every parameter: in all 6/7 of weight 1 under credit, half of it at rate 0.5
+    init(task="heart-disease", institution=["north"], folder=broker_folder, epsilon="none", journal="20MiB", rule="credit")
+    federation = FederationFolder(broker_folder)
+    watch = Watch(connect(federation.logins().settings("operator"), name="test/operator"))
+    with leading(broker_folder):
+        for sequence in (1, 2, 3):
+            delta = {name: np.full_like(array, sequence / 7) for name, array in watch.model().items()}
+            send(federation, watch.head, sequence, delta)
+            assert watch.until(lambda sequence=sequence: watch.head.manifest.version == sequence)
+    watch.broker.close()
+    capsys.readouterr()
+    words = ["simulate", "--from-lineage", broker_folder, "--rule", "fedasync", "--server-learning-rate", "0.5"]
+    told = json.loads(fedqueue(*words, "--json").stdout)
+    was, half = told["plans"]
+    assert told["run"] == "3 sealed updates from version 0 on; under the run's own plan each version equal to the bit."
+    assert (was["plan"], was["moved"], was["versions"], was["weight_shares"]) == ("as it was", 0.0, 3, {"north": 1.0})
+    assert (half["plan"], half["server_learning_rate"], half["versions"]) == ("fedasync", 0.5, 3)
+    assert half["moved"] == pytest.approx(0.5, rel=1e-5)
+    shown = fedqueue(*words).stdout
+    assert "This is not a re-training: every update was computed on the models of the real run." in shown
+    logins = federation.logins()
+    save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)
+    assert "keeps no journals" in str(fedqueue(*words).exception)
