@@ -13,10 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.numpy import load_file
 
 from broker_config.logins import load
 from broker_config.node import SYSTEM, Installation, start_node
 from broker_config.processes import processes_of
+from client_worker.data import load_dataset
+from shared.tasks.metrics import evaluate
+from shared.tasks.spec import parse_task
 from tests.conftest import eventually
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
@@ -70,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, system_rabbitmq: None) ->
 def test_a_demo_leaves_the_promised_files_and_no_process(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
 
-    assert {"broker.json", "summary.json", "report.html", "model.safetensors", "lineage.jsonl"} <= names
+    assert {"broker.json", "summary.json", "report.html", "model.safetensors", "best.safetensors", "lineage.jsonl"} <= names
     assert stat.S_IMODE((finished / "broker.json").stat().st_mode) == 0o600
     assert (finished / "institutions" / "budapest" / "ledger.sqlite").exists()
     assert (finished / "logs" / "budapest.log").exists()
@@ -92,6 +96,20 @@ def test_the_summary_has_every_figure_of_the_contract(finished: Path) -> None:
         assert {"auc", "log_loss", "accuracy", "recall", "f1"} <= each["alone"].keys() & each["federated"].keys()
         assert all(each["own"][model]["auc"] is not None for model in ("federated", "personalised", "alone"))
     assert 0.5 < summary["federated"]["auc"] < summary["pooled"]["auc"] + 0.1
+
+
+def test_the_best_version_that_the_summary_names_is_in_its_file(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    lines = [json.loads(line) for line in (finished / "lineage.jsonl").read_text().splitlines()]
+    measured = {line["version"]: line["metrics"]["auc"] for line in lines if "auc" in line["metrics"]}
+    task = parse_task((finished / "task.toml").read_text(), source="task.toml")
+    held_out = load_dataset(task, finished / "held_out.csv", for_training=False, with_persons=False)
+
+    best = summary["best"]
+    assert (best["metric"], best["figure"]) == ("auc", max(measured.values()))
+    assert best["version"] == min(version for version, auc in measured.items() if auc == best["figure"])
+    assert evaluate(task, load_file(finished / "best.safetensors"), held_out)["auc"] == best["figure"]
+    assert summary["phase_reason"] == "9 updates are aggregated"
 
 
 def test_every_update_is_in_the_lineage_once_also_of_the_killed_hospital(finished: Path) -> None:
