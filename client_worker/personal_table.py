@@ -1,7 +1,5 @@
 """What `fedqueue-client personalise` says: three models on the same test rows, which is best, and what may be done with them."""
 
-from collections.abc import Mapping
-
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -9,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from client_worker.personalise import Personalised, Rows, Source, best
-from shared.tasks.metrics import Figures
 
 NAMES = {"global": "the global model", "personalised": "the personalised model", "alone": "a model of these rows alone"}
 STAYS_HERE = "It was trained without noise, and nothing of it was published: neither the model nor these figures may leave."
@@ -27,14 +24,15 @@ def told(rows: Rows, source: Source, found: Personalised) -> RenderableType:
     for model, figures in found.figures.items():
         cells = [_text(figures[name]) for name in names]
         table.add_row(NAMES[model].removeprefix("the ").removeprefix("a "), *cells, style="bold" if model == winner else "")
-    said = [_verdict(rows, found.figures, winner), _distance(found), STAYS_HERE]
+    said = [_verdict(rows, found, winner), _distance(found), STAYS_HERE]
     return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in said))
 
 
-def _verdict(rows: Rows, figures: Mapping[str, Figures], winner: str) -> str:
+def _verdict(rows: Rows, found: Personalised, winner: str) -> str:
     metric = rows.spec.first_metric
-    others = " and ".join(f"{_text(each[metric])} of {NAMES[name]}" for name, each in figures.items() if name != winner)
-    return f"Best by {metric}: {NAMES[winner]}, with {_text(figures[winner][metric])} against {others}."
+    same = () if found.model.penalty is not None else ("personalised",)  # as the global model, which stands for both
+    others = [f"{_text(each[metric])} of {NAMES[name]}" for name, each in found.figures.items() if name not in (winner, *same)]
+    return f"Best by {metric}: {NAMES[winner]}, with {_text(found.figures[winner][metric])} against {' and '.join(others)}."
 
 
 def _distance(found: Personalised) -> str:

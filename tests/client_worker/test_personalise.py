@@ -153,6 +153,8 @@ def test_a_global_model_of_the_same_rows_is_left_as_it_is(bank: Bank) -> None:
 
     assert bank.figures["penalty"] is None
     assert "nothing did better than the global model itself" in said
+    assert "Best by auc: the global model, with 0.500 against" in said
+    assert "of the personalised model" not in said
     assert bank.figures["best"] != "personalised"  # of equals the global model is named
 
 
