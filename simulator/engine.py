@@ -23,7 +23,7 @@ from simulator.plans import plan_of
 from simulator.population import Population, draw, random_of
 from simulator.results import Point, RunResult
 from simulator.scenario import Scenario, Variant
-from simulator.senders import Senders
+from simulator.senders import Senders, gate_of
 from simulator.tally import Tally
 from simulator.timing import DrawnTiming, Timing
 from simulator.trainings import Trainings
@@ -110,7 +110,7 @@ class _Run:
         institutions = prepared.population.institutions
         initial = initial_parameters(prepared.population.spec, prepared.scenario.seed)
         units = {each.name: each.training.units for each in institutions}
-        self._aggregator = VirtualAggregator(plan, initial, units, gate=senders.gate)
+        self._aggregator = VirtualAggregator(plan, initial, units, gate=gate_of(prepared.population))
         self._model_bytes = encode_model(RUN_ID, initial, plan.broadcast).size
         self._tally = Tally(institutions)
         self._courses = [_Course() for _ in institutions]

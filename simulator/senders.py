@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from aggregator_worker.defence import Gate
 from client_worker.compact import compacted
@@ -13,7 +14,8 @@ from shared.messages import PrivacyStatement, Unit, Update, encode_parts
 from shared.noise import noise_std
 from shared.parameters import Parameters
 from shared.plan import Plan
-from shared.tasks.metrics import evaluate
+from shared.tasks.loss import loss
+from shared.tasks.models import build_model, load_parameters
 from simulator.population import Population
 from simulator.virtual import RUN_ID
 
@@ -28,6 +30,21 @@ class Sent(NamedTuple):
     size_bytes: int
 
 
+def gate_of(population: Population) -> Gate | None:
+    """The log loss on the rows that the aggregator holds, where the scenario gives it some; a regression has none."""
+    rows, spec = population.gate, population.spec
+    if rows is None or spec.kind == "regression":
+        return None
+    features, labels, model = torch.from_numpy(rows.features), torch.from_numpy(rows.labels), build_model(spec, seed=0)
+
+    @torch.no_grad()
+    def log_loss(parameters: Parameters) -> float:
+        load_parameters(model, parameters)
+        return float(loss(spec.kind, model(features), labels)) / len(rows)
+
+    return log_loss
+
+
 class Senders:
     """All institutions of a population under one plan; poisoned ones send their deltas times `poison`.
 
@@ -39,12 +56,6 @@ class Senders:
         self._unit: Unit = "person" if population.spec.person else "record"
         self.noise_multiplier = None if plan.privacy.mechanism == "none" else planned_noise_multiplier(plan)
         self._size_bytes = 0
-
-    @property
-    def gate(self) -> Gate | None:
-        """The log loss on the rows that the aggregator holds, where the scenario gives it some."""
-        rows, spec = self._population.gate, self._population.spec
-        return None if rows is None else lambda model: evaluate(spec, model, rows).get("log_loss")
 
     def settings(self, place: int) -> LocalTraining:
         """How an institution trains."""
