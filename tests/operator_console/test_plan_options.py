@@ -157,7 +157,7 @@ def heart(**aggregation):
         ({"rule": "fedasync", "server_learning_rate": 0.9}, {}, "fedasync", 0.9),
         ({"rule": "latest-model", "server_learning_rate": 0.5}, {"rule": "credit"}, "credit", 1.0),
         ({"server_learning_rate": 3.0}, {"rule": "fedasync", "server_learning_rate": 0.1}, "fedasync", 0.1),
-        ({"server_learning_rate": 3.0}, {"server_adam": True}, "credit", 0.03),
+        ({"server_learning_rate": 3.0}, {"server_adam": True}, "credit", 0.003),
     ],
 )
 def test_a_rate_is_for_the_rule_that_it_was_found_with(suggested, chosen, rule, rate):
