@@ -5,7 +5,6 @@ aggregator's own admission, weighing, cap, gate and quarantine, real DP-SGD. The
 come from the rest of it.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -18,8 +17,6 @@ from aggregator_worker.evaluation import log_loss_on
 from client_worker.compact import compacted
 from client_worker.mechanism import local_training, statement_of
 from client_worker.privacy import planned_noise_multiplier
-from client_worker.randomness import SecureRandom
-from client_worker.training import LocalTrainer
 from shared.compact import Delta
 from shared.messages import PrivacyStatement, Settlement, Update
 from shared.noise import noise_std
@@ -30,6 +27,7 @@ from shared.tasks.metrics import evaluate
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import TaskSpec
 from simulator.federation import Options, Timetable, arrivals, plan_of
+from simulator.vectorised import Job, trainer_for
 from simulator.virtual import VirtualAggregator
 
 TASK, SPLIT, EPSILON, TARGET_DELTA = "credit-default", "limit-octile", 3.0, 1e-5
@@ -43,12 +41,13 @@ UPDATES, SLOWDOWN = 40, 10
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What an attacker does with the update that its rows give: the delta is multiplied by `factor`. It may train on the opposite
-    labels, and claim so many times its examples.
+    """What an attacker does with the update that its rows give: the delta is multiplied by `factor`, after so many honest ones.
+    It may train on the opposite labels, and claim so many times its examples.
     """
 
     name: str
     factor: float = 1.0
+    honest_before: int = 0
     opposite_labels: bool = False
     claim: int = 1
 
@@ -58,6 +57,7 @@ ATTACKS = (
     HONEST,
     Attack("sign flip", factor=-1.0),
     Attack("sign flip x20", factor=-20.0),
+    Attack("sign flip x20, from halfway on", factor=-20.0, honest_before=20),
     Attack("sign flip x2.5, within the cap", factor=-2.5),
     Attack("sign flip x0.2, below the gate's tolerance", factor=-0.2),
     Attack("opposite labels", opposite_labels=True),
@@ -163,17 +163,17 @@ def _training(
     """What a bank sends, given its place and the model that it trains on."""
     sigma = planned_noise_multiplier(plan)
     statement = statement_of(plan, sigma, epsilon_spent=0.0, unit="record")
-    key = hashlib.sha256(f"poison {seed}".encode()).digest()
-    trainer = LocalTrainer(case.spec, device="cpu", random=SecureRandom(key))
-    names, banks = list(case.banks), dict(case.banks)
+    names, banks, given = list(case.banks), dict(case.banks), [0] * len(case.banks)
     if attack.opposite_labels:
         rows = banks[attacker]
         banks[attacker] = Dataset(rows.features, 1 - rows.labels)
+    trainer = trainer_for(case.spec, list(banks.values()), seed=seed, private=True)
 
     def train(place: int, base: Parameters) -> tuple[Delta, PrivacyStatement]:
         name, rows = names[place], banks[names[place]]
-        delta = trainer.local_update(base, rows, local_training(plan, sigma, len(rows)))
-        if name == attacker and attack.factor != 1.0:
+        given[place] += 1
+        (delta,) = trainer.deltas([Job(place, given[place], base, local_training(plan, sigma, len(rows)))])
+        if name == attacker and attack.factor != 1.0 and given[place] > attack.honest_before:
             delta = {tensor: np.float32(attack.factor) * array for tensor, array in delta.items()}
         return compacted(delta, plan.update_encoding, noise_std(statement, plan, len(rows))), statement
 
