@@ -22,11 +22,12 @@ from simulator.quadratics import Course, Numbers, periods, tracers
 INSTITUTIONS, GAIN = 10, 0.1
 """The second half is slow. One training goes a tenth of the way to the institution's own optimum."""
 RATIOS = (1.0, 3.0, 10.0, 100.0)
-SLOW_PERIODS, LEAST_UPDATES = 40, 4000
+SLOW_PERIODS, LEAST_UPDATES = 24, 3000
 """A run is as long as a slow institution takes for so many updates; its second half is measured."""
 CONSTANT = StalenessRule(function="constant")
 PLANS = {
     "credit": AggregationPlan(),
+    "credit, server learning rate 0.3": AggregationPlan(server_learning_rate=0.3),
     "credit, server learning rate 0.1": AggregationPlan(server_learning_rate=0.1),
     "fedasync, constant": AggregationPlan(rule="fedasync", server_learning_rate=0.6, staleness=CONSTANT),
     "fedasync, polynomial": AggregationPlan(rule="fedasync", server_learning_rate=0.6),
