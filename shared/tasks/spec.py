@@ -36,8 +36,8 @@ MOST_COLUMNS_IN_A_RANGE = 100_000
 FEDASYNC_RATE = 0.6
 """Alpha of FedAsync (Xie et al. 2019, section 6): the part of the way to the mixed model that a fresh update goes."""
 ADAM_RATE = 0.003
-"""Of Adam at the server, whose steps are about this long on every coordinate, whatever the updates' length. Of rates from 0.001 to
-0.3 the best or nearly so on heart-disease and digits, with noise of epsilon 3 and without, K = 1."""
+"""Of Adam at the server, whose steps are about this long on every coordinate, whatever the updates' length. Of rates from 0.001
+to 0.3 the best or nearly so on heart-disease and digits, with noise of epsilon 3 and without, K = 1."""
 
 
 def better(metric: str, one: float | None, other: float | None) -> bool:
