@@ -273,7 +273,8 @@ class Federation:
     def finish_version(self) -> bool:
         """Completes the state of the next version; False where nothing was aggregated or replaced, and the version stays."""
         if self.pending.aggregated:
-            self.state.finish_version(self.weighing.members.shares() if self.state.is_table else {})
+            largest = self.plan.aggregation.largest_share
+            self.state.finish_version(self.weighing.members.shares(largest) if self.state.is_table else {})
             if self._gate is not None and not self.state.is_plain:
                 self._gate.forget()
         return self.makes_version

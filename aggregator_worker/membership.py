@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 
-from aggregator_worker.rules.state import Counted
+from aggregator_worker.rules.state import Counted, bounded
 from shared.lineage import standing_under, takes_part
 from shared.messages import Entry
 
@@ -56,11 +56,15 @@ class Membership(Mapping[str, Entry]):
         unheard = average * (self._counted - self._heard)
         return Counted(self._counted, self._examples + unheard, unheard)
 
-    def shares(self) -> dict[str, float]:
-        """Each institution's part of the data, in the order of the pseudonyms; those that were never heard of have none."""
-        examples = self.counted().examples
+    def shares(self, largest: float = 1.0) -> dict[str, float]:
+        """Each institution's part of the data, in the order of the pseudonyms; those that were never heard of have none.
+
+        Among three or more, nobody's is above `largest`.
+        """
+        counted = self.counted()
+        examples, most = counted.examples, bounded(largest, counted.institutions)
         named = sorted((name, entry) for name, entry in self._table.items() if counts(entry, self._plan_hash))
-        return {name: entry.num_examples / examples for name, entry in named if entry.num_examples is not None}
+        return {name: min(entry.num_examples / examples, most) for name, entry in named if entry.num_examples is not None}
 
     def __getitem__(self, pseudonym: str) -> Entry:
         return self._table[pseudonym]

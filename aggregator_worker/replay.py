@@ -84,7 +84,7 @@ class Replay:
             return {}
         if around.after is None:
             raise ReplayMismatchError("a table rule is replayed from where the whole table is known; begin with a later version")
-        members = Membership(around.after, manifest.plan_hash).shares()
+        members = Membership(around.after, manifest.plan_hash).shares(self.plan.aggregation.largest_share)
         return {name: share for name, share in members.items() if name not in self.without}
 
     def demand_equal(self, manifest: Manifest) -> None:

@@ -59,7 +59,7 @@ def standing_under(entry: Entry, plan_hash: str) -> StandingState | None:
 
 
 def takes_part(entry: Entry, plan_hash: str) -> bool:
-    """Whether others count on an institution's updates under a plan: an active member, not in quarantine, that has not left it."""
+    """Whether others count on an institution's updates under a plan: an active member, not quarantined, that has not left it."""
     return entry.active and not entry.removed and not entry.quarantined and standing_under(entry, plan_hash) is None
 
 

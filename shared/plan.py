@@ -44,9 +44,10 @@ class AggregationPlan(Frozen):
     """When a version is made, and of what. `buffer_size` is K; it is capped so that nobody waits, unless `exact_buffer`.
 
     `server_momentum` is beta of FedAvgM (Hsu, Qi & Brown 2019, section 3.1); 0 is plain averaging. At most one of it and
-    `server_adam`. The rest bounds what one institution can do: `largest_share` of each cycle's weight (among three or more),
-    `largest_weight` of one update. A cycle is as many arrivals as there are institutions; one that is silent for more than
-    `silent_cycles`, and three times as long as is usual for it, no longer counts until its next message.
+    `server_adam`. The rest bounds what one institution among three or more can do: `largest_share` of the data, and under
+    `credit` `largest_weight` of one update (larger steps can make the model jump: docs/aggregation.md). A cycle is as many
+    arrivals as there are institutions; one that is silent for more than `silent_cycles`, and three times as long as is usual for
+    it, no longer counts until its next message.
     """
 
     rule: RuleName = "credit"
@@ -58,7 +59,7 @@ class AggregationPlan(Frozen):
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     server_adam: ServerAdam | None = None
     largest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    largest_weight: Positive = 1.0
+    largest_weight: Positive = 0.5
     silent_cycles: Positive = 6.0
 
     @model_validator(mode="after")

@@ -40,7 +40,11 @@ def a_plan(
     """A plan without noise, of a toy task. Among three institutions a fresh update weighs its share of the data."""
     rest.setdefault("local", LocalPlan(updates=1000))
     asked = dict(aggregation or {})
-    simple = {"rule": "fedbuff", "server_learning_rate": (asked.get("buffer_size", 1) if asked.get("exact_buffer") else 1) / 3}
+    simple = {
+        "rule": "fedbuff",
+        "largest_share": 1.0,
+        "server_learning_rate": (asked.get("buffer_size", 1) if asked.get("exact_buffer") else 1) / 3,
+    }
     return Plan(
         task="toy",
         task_hash="0" * 64,

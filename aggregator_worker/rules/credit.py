@@ -8,27 +8,26 @@ measurements.
 """
 
 from aggregator_worker.rules.staleness import staleness_weight
-from aggregator_worker.rules.state import Arrival, RuleState, arrived, outstanding
+from aggregator_worker.rules.state import Arrival, RuleState, arrived, bounded, outstanding
 from shared.plan import AggregationPlan
 
 CARRIED_SILENCES = 2.0
 """At most so many times what an institution earns in `silent_cycles`, or in its usual interval, is carried over."""
-FEW = 2
-"""Among so many institutions the largest share is not bounded: one of two may well have most of the data."""
 
 
 def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
     """The server learning rate times the credit spent. Nobody is late by one arrival of each of the others."""
     clock, account = state
     institutions = arrival.counted.institutions
-    most = plan.largest_share if institutions > FEW else 1.0
+    most = bounded(plan.largest_share, institutions)
     since = clock.cycles - account.since_cycles
     held = outstanding(account, clock, arrival.num_examples)
     credit = min(held, account.carry + most * since)
     usual = max(account.interval or since, (institutions - 1) / institutions)
     late = max(0.0, arrival.staleness * arrival.buffer_size / institutions - usual)
-    spent = min(credit * staleness_weight(plan.staleness, late), plan.largest_weight / plan.server_learning_rate)
+    heaviest = bounded(plan.largest_weight, institutions) / plan.server_learning_rate
+    spent = min(credit * staleness_weight(plan.staleness, late), heaviest)
     silence = max(plan.silent_cycles, account.interval)
-    carry = min(credit - spent, CARRIED_SILENCES * silence * min(arrival.share, most))
+    carry = min(credit - spent, CARRIED_SILENCES * silence * arrival.share(plan))
     after = RuleState(clock.forfeiting(held - spent - carry), arrived(state, carry=carry))
     return after, plan.server_learning_rate * spent

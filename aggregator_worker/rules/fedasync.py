@@ -10,6 +10,6 @@ from shared.plan import AggregationPlan
 
 
 def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
-    """The server learning rate times the staleness weight."""
+    """The server learning rate times the staleness weight; at most 1."""
     weight = plan.server_learning_rate * staleness_weight(plan.staleness, arrival.staleness)
-    return RuleState(state.clock, arrived(state)), min(weight, plan.largest_weight)
+    return RuleState(state.clock, arrived(state)), min(weight, 1.0)

@@ -10,7 +10,7 @@ from shared.plan import AggregationPlan
 
 
 def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
-    """The server learning rate times the staleness weight, times the data against the average institution's, over K."""
-    data = arrival.share * arrival.counted.institutions
+    """The server learning rate times staleness weight times data against the average institution's, over K; at most 1."""
+    data = arrival.share(plan) * arrival.counted.institutions
     weight = plan.server_learning_rate * staleness_weight(plan.staleness, arrival.staleness) * data / arrival.buffer_size
-    return RuleState(state.clock, arrived(state)), min(weight, plan.largest_weight)
+    return RuleState(state.clock, arrived(state)), min(weight, 1.0)

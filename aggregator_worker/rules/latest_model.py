@@ -9,4 +9,4 @@ from shared.plan import AggregationPlan
 
 def weigh(state: RuleState, arrival: Arrival, plan: AggregationPlan) -> tuple[RuleState, float]:
     """Its share of the data, however fast or slow it is."""
-    return RuleState(state.clock, arrived(state)), min(arrival.share, plan.largest_weight)
+    return RuleState(state.clock, arrived(state)), arrival.share(plan)

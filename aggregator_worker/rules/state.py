@@ -9,6 +9,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from shared.messages import Account
+from shared.plan import AggregationPlan
+
+FEW = 2
+"""Among so many institutions nothing is bounded: one of two may well have most of the data."""
+
+
+def bounded(largest: float, institutions: int) -> float:
+    """The bound of a plan where there are so many institutions that it holds; else 1."""
+    return largest if institutions > FEW else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +68,10 @@ class Arrival:
     counted: Counted
     buffer_size: int
 
-    @property
-    def share(self) -> float:
-        """The institution's part of the data of all that count."""
-        return self.num_examples / max(self.counted.examples, self.num_examples)
+    def share(self, plan: AggregationPlan) -> float:
+        """The institution's part of the data of all that count; of that no more than the plan's largest."""
+        largest = bounded(plan.largest_share, self.counted.institutions)
+        return min(self.num_examples / max(self.counted.examples, self.num_examples), largest)
 
 
 def opened(clock: Clock) -> Account:

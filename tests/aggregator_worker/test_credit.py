@@ -14,7 +14,7 @@ from shared.plan import AggregationPlan, StalenessRule
 from tests.builders import a_plan
 
 PLAN_HASH = "d" * 64
-CONSTANT = {"rule": "credit", "staleness": StalenessRule(function="constant"), "server_learning_rate": 1.0}
+CONSTANT = {"rule": "credit", "staleness": StalenessRule(function="constant"), "server_learning_rate": 1.0, "largest_weight": 1.0}
 
 
 def a_weighing(examples: dict[str, int | None], **aggregation: object) -> Weighing:
@@ -115,52 +115,64 @@ def test_an_update_is_late_only_beyond_one_cycle():
 
 
 def test_an_update_is_late_only_beyond_what_is_usual_for_its_institution():
-    # of two, b comes after nine of a's: 5 cycles between its updates, its base 9 versions back: 4.5 cycles
-    weighing = a_weighing({"a": 100, "b": 100}, staleness=StalenessRule(exponent=1.0), silent_cycles=1000.0, largest_weight=9.0)
-    for _ in range(3):
-        for _ in range(9):
-            arrive(weighing, "a")
-        usual = arrive(weighing, "b", staleness=9)
-    assert usual == pytest.approx(2.5)
-    for _ in range(9):
-        arrive(weighing, "a")
-    # an older base: 16 / 2 = 8 cycles, three more than usual
-    assert arrive(weighing, "b", staleness=16) == pytest.approx(2.5 / 4)
+    # of three, b comes once in six arrivals: 2 cycles, a third of which it earns; five versions since its base are usual for it
+    weighing = a_weighing(dict.fromkeys("abc", 100), staleness=StalenessRule(exponent=1.0), largest_weight=9.0)
+    for name in "aaaac" * 3:
+        arrive(weighing, name)
+    assert arrive(weighing, "b", staleness=15) == pytest.approx(16 / 9)
+    for _ in range(40):
+        for name in "aaaac":
+            arrive(weighing, name)
+        usual = arrive(weighing, "b", staleness=5)
+    assert usual == pytest.approx(2 / 3)
+    for name in "aaaac":
+        arrive(weighing, name)
+    # an older base: 9 / 3 = 3 cycles, one more than usual
+    assert arrive(weighing, "b", staleness=9) == pytest.approx(2 / 3 / 2)
 
 
 def test_no_update_weighs_more_than_the_largest_weight_and_the_rest_is_carried():
-    weighing = a_weighing({"a": 100, "b": 100}, largest_weight=0.75, silent_cycles=1000.0)
+    weighing = a_weighing({"a": 100, "b": 100, "c": 200}, largest_weight=0.75, silent_cycles=1000.0)
+    for _ in range(8):
+        arrive(weighing, "a")
+    # c has earned 8/6 and 1/6 more with its own arrival
+    assert arrive(weighing, "c") == 0.75
+    assert weighing.members["c"].account.carry == pytest.approx(0.75)
+
+
+def test_one_of_two_may_weigh_up_to_one():
+    weighing = a_weighing({"a": 100, "b": 100}, largest_weight=0.25, silent_cycles=1000.0)
     for _ in range(6):
         arrive(weighing, "a")
-    # b has earned 6/4 and 1/4 more with its own arrival
-    assert arrive(weighing, "b") == 0.75
-    assert weighing.members["b"].account.carry == pytest.approx(1.0)
+    assert arrive(weighing, "b") == 1.0
+    assert weighing.members["b"].account.carry == pytest.approx(0.75)
 
 
 def test_a_smaller_rate_lets_a_slow_institution_spend_more_of_what_it_holds():
-    weighing = a_weighing({"a": 100, "b": 100}, server_learning_rate=0.25, largest_weight=0.75, silent_cycles=1000.0)
-    for _ in range(6):
+    examples = {"a": 100, "b": 100, "c": 200}
+    weighing = a_weighing(examples, server_learning_rate=0.25, largest_weight=0.75, silent_cycles=1000.0)
+    for _ in range(8):
         arrive(weighing, "a")
-    assert arrive(weighing, "b") == pytest.approx(0.25 * 1.75)
-    assert weighing.members["b"].account.carry == 0.0
+    assert arrive(weighing, "c") == pytest.approx(0.25 * 1.5)
+    assert weighing.members["c"].account.carry == 0.0
 
 
 def test_no_more_is_carried_than_an_institution_earns_in_two_silences():
-    weighing = a_weighing({"a": 100, "b": 300}, largest_weight=0.001, silent_cycles=3.0)
-    for _ in range(100):
-        arrive(weighing, "b")
-        arrive(weighing, "a")
+    weighing = a_weighing({"a": 100, "b": 150, "c": 150}, largest_weight=0.001, silent_cycles=3.0)
+    for name in "cba" * 100:
+        arrive(weighing, name)
     assert weighing.members["a"].account.carry == pytest.approx(2 * 3.0 * 0.25)
-    assert weighing.members["b"].account.carry == pytest.approx(2 * 3.0 * 0.75)
+    assert weighing.members["b"].account.carry == pytest.approx(2 * 3.0 * 0.375)
 
 
 def test_a_slow_institution_carries_what_it_earns_in_two_of_its_usual_intervals():
-    weighing = a_weighing({"a": 100, "b": 100}, largest_weight=0.001, silent_cycles=3.0)
-    for _ in range(30):
-        for _ in range(9):
-            arrive(weighing, "a")
-        arrive(weighing, "b")
-    assert weighing.members["b"].account.carry == pytest.approx(2 * 5.0 * 0.5)
+    weighing = a_weighing({"a": 100, "b": 100, "c": 200}, largest_weight=0.001, silent_cycles=3.0)
+    for name in ("a" * 7 + "bc") * 30:
+        arrive(weighing, name)
+    # nine arrivals of three are 3 cycles; twice as many a's make it 5 and a third
+    for name in ("a" * 14 + "bc") * 30:
+        arrive(weighing, name)
+    assert weighing.members["c"].account.carry == pytest.approx(2 * (16 / 3) * 0.5)
 
 
 def test_who_claims_most_of_the_data_earns_no_more_than_the_largest_share_of_three():
@@ -285,6 +297,18 @@ def test_fedasync_weighs_by_staleness_alone():
         0.25,
         0.25,
     ]
+
+
+def test_no_update_weighs_more_than_one_under_fedasync_or_fedbuff():
+    assert weigh(AggregationPlan(rule="fedasync", server_learning_rate=3.0)) == 1.0
+    assert weigh(AggregationPlan(rule="fedbuff", server_learning_rate=3.0)) == 1.0
+
+
+def test_who_claims_all_the_data_counts_as_the_largest_share_under_fedbuff_and_the_table_rules():
+    liar = {"num_examples": 10**12}
+    assert weigh(AggregationPlan(rule="fedbuff", largest_share=0.4), buffer_size=8, **liar) == pytest.approx(0.4 * 4 / 8)
+    assert weigh(AggregationPlan(rule="latest-model", largest_share=0.4), **liar) == 0.4
+    assert weigh(AggregationPlan(rule="latest-update", largest_share=0.4), **liar) == 0.4
 
 
 def test_fedbuff_divides_by_k_and_counts_data_against_the_average():

@@ -45,6 +45,11 @@ def test_whose_budget_is_spent_does_not_raise_k_and_keeps_its_share():
     assert with_one(members(100, 300), standing="budget_spent", standing_plan="e" * 64).giving == 3
 
 
+def test_among_three_nobody_has_more_than_the_largest_share():
+    assert list(members(100, 300, 600).shares(0.4).values()) == [0.1, 0.3, 0.4]
+    assert list(members(100, 300).shares(0.4).values()) == [0.25, 0.75]
+
+
 def test_who_refuses_the_plan_has_no_share():
     found = with_one(members(100, 300), standing="plan_refused", standing_plan=PLAN)
     assert list(found.shares().values()) == [0.25, 0.75]
