@@ -96,12 +96,27 @@ class Tally:
 
     def changed(self, plan: Plan, plan_hash: str, former: Entry | None, entry: Entry) -> "Tally":
         """After an entry took the place of a former one, or came new."""
+        if former is not None and _same(former, entry):
+            return self
         now = _counted(plan, plan_hash, entry)
         before = (0, 0, 0, 0, 0) if former is None else _counted(plan, plan_hash, former)
-        if now == before:
-            return self
-        totals = (self.aggregated, self.behind, self.may_give, self.have_given, self.refuse)
-        return Tally(*(total + new - old for total, new, old in zip(totals, now, before, strict=True)))
+        return Tally(
+            self.aggregated + now[0] - before[0],
+            self.behind + now[1] - before[1],
+            self.may_give + now[2] - before[2],
+            self.have_given + now[3] - before[3],
+            self.refuse + now[4] - before[4],
+        )
+
+
+def _same(former: Entry, entry: Entry) -> bool:
+    """Whether nothing changed that is counted: most changes are of what an institution has earned."""
+    return (
+        former.counters is entry.counters
+        and former.watermark == entry.watermark
+        and (former.active, former.removed, former.quarantined) == (entry.active, entry.removed, entry.quarantined)
+        and (former.standing, former.standing_plan) == (entry.standing, entry.standing_plan)
+    )
 
 
 def _counted(plan: Plan, plan_hash: str, entry: Entry) -> tuple[int, int, int, int, int]:
