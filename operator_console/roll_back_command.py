@@ -22,6 +22,7 @@ from operator_console.institution_commands import confine
 from operator_console.lineage_commands import NoSuchVersionError
 from operator_console.operation_commands import ANSWER_SECONDS, OrderDesk, OrderRefusedError, order_desk
 from operator_console.replay_command import Chain, Result, lines, oldest_kept, read_chain, rebuilt, start_state
+from shared import messages
 from shared.broker import Broker
 from shared.compact import l2_norm
 from shared.errors import SettingsError
@@ -83,9 +84,9 @@ def roll_back(
     # asked without a connection, which a person who thinks about it for long would let time out
     if not yes and not typer.confirm(f"publish this as version {prospect.head.manifest.version + 1}?"):
         raise typer.Exit(1)
-    version = _carried_out(request, prospect, quarantine=quarantine)
+    version, published = _carried_out(request, prospect, quarantine=quarantine)
     typer.echo(
-        f"version {version} is published: {_goal(request, prospect.to_version)}. Institutions train on from it; numbers and "
+        f"version {version} is published: {_goal(request, published.to_version)}. Institutions train on from it; numbers and "
         "budgets stay as they are"
     )
 
@@ -137,9 +138,10 @@ def prospect_of(broker: Broker, request: Request, *, journals: bool) -> Prospect
         )
     names = request.federation.names()
     result = rebuilt(broker, names, version=to, without=request.alias or None)
-    if request.without is not None and to == chain.newest and not result.replay.left_out:
-        raise SettingsError(_never_in_it(request.without, chain, result))
-    return Prospect(head, present, result.replay.state.model, to, tuple(lines(result, request.without)))
+    model = result.replay.state.model
+    if messages.encode_model(head.manifest.run_id, model, chain.plan.broadcast).hash == head.manifest.model.hash:
+        raise SettingsError(_no_change(request.without or "anybody", chain, result))
+    return Prospect(head, present, model, to, tuple(lines(result, request.without)))
 
 
 def _nothing_left(to: int, kept: list[int]) -> str:
@@ -150,9 +152,9 @@ def _nothing_left(to: int, kept: list[int]) -> str:
     )
 
 
-def _never_in_it(without: str, chain: Chain, result: Result) -> str:
+def _no_change(without: str, chain: Chain, result: Result) -> str:
     told = f"version {chain.newest} holds no update of {without} that could be left out"
-    return told + (f": what it gave up to version {result.start} cannot be" if result.holds_theirs else "; nothing would change")
+    return told + (f": what it gave up to version {result.start} cannot be" if result.holds_theirs else ", nothing would change")
 
 
 def told(prospect: Prospect, request: Request) -> Iterator[str]:
@@ -196,8 +198,8 @@ def compared(before: Metrics, after: Metrics) -> Iterator[str]:
         yield f"held-out {name}: {now} now, {then} after it"
 
 
-def _carried_out(request: Request, prospect: Prospect, *, quarantine: bool) -> int:
-    """Orders everything; returns the new version."""
+def _carried_out(request: Request, prospect: Prospect, *, quarantine: bool) -> tuple[int, Prospect]:
+    """Orders everything; returns the new version, and what it is."""
     if quarantine:
         with order_desk(request.federation) as desk:
             if not _is_removed(desk, request):
@@ -230,7 +232,7 @@ def _is_removed(desk: OrderDesk, request: Request) -> bool:
     return entry is not None and entry.removed
 
 
-def _published(request: Request, prospect: Prospect) -> int:
+def _published(request: Request, prospect: Prospect) -> tuple[int, Prospect]:
     """Gives the order; made again where a version came between. Raises OrderRefusedError with the aggregator's reason."""
     for _ in range(TRIES):
         with order_desk(request.federation) as desk:
@@ -238,7 +240,7 @@ def _published(request: Request, prospect: Prospect) -> int:
             is_newest = head.manifest.model.hash == prospect.head.manifest.model.hash
             outcome = order(desk, request, prospect) if is_newest else None
             if outcome is not None and outcome.applied:
-                return desk.head.manifest.version
+                return desk.head.manifest.version, prospect
             if outcome is not None and (desk.head.epoch, desk.head.manifest.version) == (head.epoch, head.manifest.version):
                 raise OrderRefusedError(f"the aggregator refused to roll back: {outcome.reason}")
         typer.echo("a version was made meanwhile: the model is rebuilt")
