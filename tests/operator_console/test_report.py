@@ -152,6 +152,9 @@ def test_own_rows_show_three_models_and_where_the_own_one_is_still_the_best(fold
     assert "Bank C" not in said  # which was not measured
     assert any("own model is still the best of the three at 1" in word for word in page.words)
     assert any("neither the personalised model nor its figures leave an institution" in word for word in page.words)
+    words = [word for word in page.words if word]
+    first = words.index("0.690")
+    assert words[first - 2 : first + 3] == ["Bank $B$", "0.680", "0.690", "0.640", "personalised"]
     assert page.attributes.count(("tr", "class", "strong")) == 2  # the federated model among all, and bank-a at home
 
 
