@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +21,8 @@ from operator_console.broker_commands import DEFAULT_FOLDER
 from operator_console.events import Event, read_events
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, fold_next, follow
-from operator_console.live_view import render, watch
-from operator_console.summary import best_version
+from operator_console.live_view import metric_name, render, watch
+from operator_console.summary import best_version, figure_text
 from operator_console.view_state import Row, Shown, ViewState, attention, view_of
 from shared.broker import Broker
 from shared.errors import FederationError
@@ -47,14 +47,20 @@ def status(folder: Dir = DEFAULT_FOLDER, watching: Watching = False, as_json: As
         elif watching:
             watch(session.tick, console=console)
         else:
-            console.print(screen(session.view(), session.depths()))
+            console.print(screen(session.view(), session.depths(), best_version(session.history)))
 
 
-def screen(view: ViewState, depths: Depths | None) -> RenderableType:
-    """What to look at first, then the whole view, then what waits."""
+def screen(view: ViewState, depths: Depths | None, best: Mapping[str, Any] | None = None) -> RenderableType:
+    """What to look at first, then the whole view, then the best version and what waits."""
     first = attention(view, dead_letters=(depths or {}).get(DEAD_LETTERS))
     parts: list[RenderableType] = [Text(f" ! {first}", style="bold yellow")] if first else []
-    return Group(*parts, render(view), Text(f" {waiting_text(depths)}", style="dim"))
+    told = [] if best is None else [Text(f" {best_text(best)}", style="dim")]
+    return Group(*parts, render(view), *told, Text(f" {waiting_text(depths)}", style="dim"))
+
+
+def best_text(best: Mapping[str, Any]) -> str:
+    """The best version so far, in one line."""
+    return f"best so far: version {best['version']}, {metric_name(best['metric'])} {figure_text(best['figure'])} on held-out rows"
 
 
 def waiting_text(depths: Depths | None) -> str:

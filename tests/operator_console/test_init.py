@@ -6,8 +6,11 @@ import tomllib
 import pytest
 import typer
 
+from aggregator_worker.cli import check_broker
+from aggregator_worker.settings import AggregatorSettings
 from broker_config.logins import load, save
 from broker_config.provision import administration, check
+from broker_config.service import read_settings
 from operator_console.command_options import epsilon_of, positive
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init, task_text
@@ -116,6 +119,8 @@ def test_rule_optimiser_and_end_are_in_the_plan_and_missing_rows_are_said(broker
     said = " ".join(capsys.readouterr().out.split())
     assert "The plan ends the run by log_loss on held-out rows, and none were given." in said
     assert f"held_out_file in {broker_folder / 'aggregator.toml'}" in said
+    with pytest.raises(SettingsError, match=r"by its target, which goes by log_loss on held-out rows, .* held_out_file"):
+        check_broker(read_settings(AggregatorSettings, broker_folder / "aggregator.toml"))
 
 
 @pytest.mark.rabbitmq

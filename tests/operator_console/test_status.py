@@ -14,7 +14,7 @@ from aggregator_worker.genesis import found
 from broker_config.logins import Logins, create
 from operator_console.federation_folder import Facts, FederationFolder, InstitutionFacts
 from operator_console.history import History
-from operator_console.status import screen, status_object, waiting_text
+from operator_console.status import best_text, screen, status_object, waiting_text
 from operator_console.view_state import Shown, view_of
 from shared.messages import Entry
 from tests.conftest import RabbitmqServer
@@ -40,6 +40,11 @@ def test_the_object_tells_where_the_run_stands(finished: Finished):
     assert rows["bank-a"]["waiting_messages"] == 2
     assert rows["bank-c"]["updates"] < rows["bank-a"]["updates"]
     assert {row["state"] for row in rows.values()} == {"finished"}
+
+
+def test_the_best_version_is_one_line_of_the_screen():
+    best = {"version": 25, "metric": "auc", "figure": 0.91557, "figure_of_last": 0.9}
+    assert best_text(best) == "best so far: version 25, AUC 0.916 on held-out rows"
 
 
 def test_the_object_tells_why_an_institution_gives_no_more(finished: Finished):
