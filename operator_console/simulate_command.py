@@ -75,7 +75,7 @@ def scenario_notes(institutions: int) -> list[str]:
     return [
         f"{institutions:,} institutions, trained for real on their own rows; how long that takes is the scenario's to say.",
         "The network and the aggregator take no time here. MB are update and model bodies, without manifests and protocol.",
-        "Slow weight / data: the shares of the institutions whose trainings usually take longer than the median.",
+        "Slow half: the share of the weight / of the data, of the institutions whose trainings take longer than the median.",
     ]
 
 

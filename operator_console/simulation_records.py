@@ -100,8 +100,9 @@ class Sheet:
         """For a terminal."""
         found = Table(box=box.SIMPLE_HEAD, title=self.title, title_justify="left", title_style="dim")
         found.add_column(self.head[0], no_wrap=True, overflow="ellipsis", max_width=28)
-        for column in self.head[1:]:
-            found.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        for place, column in enumerate(self.head[1:], start=1):
+            cells = [*column.split(), *(row[place] for row in self.rows)]
+            found.add_column(column, justify="right", min_width=max(map(len, cells)))
         for row in self.rows:
             found.add_row(*row)
         return found
@@ -114,10 +115,11 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     if target and target.evaluations > 1:
         aim += f", {target.evaluations} evaluations in a row"
     to_target = ["seconds", "updates", "MB"] if target else []
-    end = ["seconds", "updates", "refused", "MB", name, "slow weight / data"]
+    some = any(refused(each.result) for each in tried)
+    end = ["seconds", "updates", *(["refused"] if some else []), "MB", name, "slow half"]
     return [
         Sheet(aim, ["plan", "rule", "K", "rate", *to_target], [_to_target(comparison, each) for each in tried]),
-        Sheet("at the end", ["plan", *end], [_at_the_end(comparison, each) for each in tried]),
+        Sheet("at the end", ["plan", *end], [_at_the_end(comparison, each, some=some) for each in tried]),
     ]
 
 
@@ -129,12 +131,13 @@ def _to_target(comparison: Comparison, tried: Tried) -> list[str]:
     return [*plan, *([f"{reached.seconds:,.1f}", f"{reached.updates:,}", megabytes(reached)] if reached else ["never", "-", "-"])]
 
 
-def _at_the_end(comparison: Comparison, tried: Tried) -> list[str]:
+def _at_the_end(comparison: Comparison, tried: Tried, *, some: bool) -> list[str]:
     result, final, slow = tried.result, tried.result.final, slow_half(tried.result.contributions)
     figure = final.metrics.get(comparison.metric)
     shares = f"{100 * slow.weight_share:.1f} / {100 * slow.data_share:.1f} %" if slow else "-"
     said = "-" if figure is None else f"{figure:.4f}"
-    return [result.name, f"{final.seconds:,.1f}", f"{final.updates:,}", f"{refused(result):,}", megabytes(final), said, shares]
+    counts = [f"{final.updates:,}", *([f"{refused(result):,}"] if some else [])]
+    return [result.name, f"{final.seconds:,.1f}", *counts, megabytes(final), said, shares]
 
 
 def megabytes(point: Point) -> str:

@@ -55,14 +55,22 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a setting came to, as means over the seeds; `seconds` until the target, None where a seed never reached it."""
+    """What a setting came to under each seed: the last figure, and the seconds until the target. Empty where a seed has none."""
 
     setting: Setting
-    figure: float | None
-    least: float | None
-    most: float | None
-    seconds: float | None
-    refused: float
+    figures: Sequence[float]
+    times: Sequence[float] = ()
+    refused: float = 0.0
+
+    @property
+    def figure(self) -> float | None:
+        """The mean of the last figures."""
+        return fmean(self.figures) if self.figures else None
+
+    @property
+    def seconds(self) -> float | None:
+        """The mean time to the target."""
+        return fmean(self.times) if self.times else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +173,14 @@ def _row(scenario: "Scenario", setting: Setting, results: Sequence["RunResult"])
     target = scenario.target
     metric = (target and target.metric) or results[0].metric
     figures = [figure for result in results if (figure := result.final.metrics.get(metric)) is not None]
-    complete = figures if len(figures) == len(results) else []
-    reached = (
-        [result.reached(target.value, metric=metric, evaluations=target.evaluations) for result in results] if target else []
-    )
-    seconds = [point.seconds for point in reached if point is not None]
+    reached = [
+        result.reached(target.value, metric=metric, evaluations=target.evaluations) if target else None for result in results
+    ]
+    times = [point.seconds for point in reached if point is not None]
     return Row(
         setting,
-        figure=fmean(complete) if complete else None,
-        least=min(complete, default=None),
-        most=max(complete, default=None),
-        seconds=fmean(seconds) if seconds and len(seconds) == len(results) else None,
+        figures if len(figures) == len(results) else (),
+        times if len(times) == len(results) else (),
         refused=fmean(sum(count for name, count in result.outcomes.items() if name != "aggregated") for result in results),
     )
 
@@ -204,13 +209,17 @@ def table(swept: Swept) -> Table:
         cells = [f"{setting.server_learning_rate:.3g}", str(setting.buffer_size), f"{setting.staleness_exponent:g}"]
         cells += ["never" if row.seconds is None else f"{row.seconds:,.1f}"] if swept.target is not None else []
         cells.append(_text(row.figure))
-        cells += [f"{_text(row.least)} to {_text(row.most)}"] if spread else []
+        cells += [_spread(row.figures)] if spread else []
         found.add_row(*cells, f"{row.refused:,.0f}", "own" if setting.own else "")
     return found
 
 
 def _text(figure: float | None) -> str:
     return "-" if figure is None else f"{figure:.4f}"
+
+
+def _spread(figures: Sequence[float]) -> str:
+    return f"{min(figures):.3f} to {max(figures):.3f}" if figures else "-"
 
 
 def advice(swept: Swept) -> str:
@@ -225,17 +234,14 @@ def advice(swept: Swept) -> str:
     if setting.own:
         return f"Nothing does better than the plan's own setting: {told}.{unfinished}"
     luck = "" if swept.seeds > 1 else " One seed may be luck: --seeds 3 tells."
-    if own is not None and _within_spread(best, own):
+    if own is not None and (_overlap(best.times, own.times) if best.times else _overlap(best.figures, own.figures)):
         return f"Nothing is clearly better than the plan's own setting; the best by a hair is {told}.{luck}{unfinished}"
     return f"Found with {told}.{luck}{unfinished}"
 
 
-def _within_spread(best: Row, own: Row) -> bool:
-    """Whether the ranges over the seeds overlap, and both reach the target equally fast or there is none."""
-    values = (best.least, best.most, own.least, own.most)
-    if None in values or best.seconds != own.seconds:
-        return False
-    return max(best.least or 0.0, own.least or 0.0) <= min(best.most or 0.0, own.most or 0.0)
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the seeds of one setting reach into those of the other."""
+    return len(one) > 1 and bool(other) and max(min(one), min(other)) <= min(max(one), max(other))
 
 
 def _document(swept: Swept) -> dict[str, Any]:
@@ -247,9 +253,9 @@ def _document(swept: Swept) -> dict[str, Any]:
             "staleness_exponent": row.setting.staleness_exponent,
             "own": row.setting.own,
             "figure": row.figure,
-            "least": row.least,
-            "most": row.most,
+            "figures": list(row.figures),
             "seconds_to_target": row.seconds,
+            "seconds_by_seed": list(row.times),
             "refused": row.refused,
         }
         for row in swept.rows

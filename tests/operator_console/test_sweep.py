@@ -18,9 +18,8 @@ OTHER = Setting("credit", 0.3, 2, 0.0)
 THIRD = Setting("credit", 3.0, 4, 0.5)
 
 
-def row(setting, figure=0.8, seconds=None, spread=0.0):
-    ends = (None, None) if figure is None else (figure - spread, figure + spread)
-    return Row(setting, figure, *ends, seconds, 0.0)
+def row(setting, *figures, seconds=()):
+    return Row(setting, figures, seconds)
 
 
 def swept(*rows, seeds=1, planned=None):
@@ -28,9 +27,9 @@ def swept(*rows, seeds=1, planned=None):
 
 
 def test_rows_are_sorted_by_time_to_the_target_and_then_by_the_last_figure():
-    rows = [row(OWN, 0.9), row(OTHER, 0.7, seconds=5.0), row(THIRD, 0.8, seconds=5.0)]
+    rows = [row(OWN, 0.9), row(OTHER, 0.7, seconds=[5.0]), row(THIRD, 0.8, seconds=[5.0])]
     assert [each.setting for each in in_order(rows, "auc")] == [THIRD, OTHER, OWN]
-    assert [each.figure for each in in_order([row(OWN, 2.0), row(OTHER, 1.0), row(THIRD, None)], "rmse")] == [1.0, 2.0, None]
+    assert [each.figure for each in in_order([row(OWN, 2.0), row(OTHER, 1.0), row(THIRD)], "rmse")] == [1.0, 2.0, None]
     assert in_order([row(OTHER), row(OWN)], "auc")[0].setting is OWN
 
 
@@ -42,11 +41,14 @@ def test_the_sentence_names_what_to_found_with():
     assert advice(swept(row(OWN, 0.9), row(OTHER, 0.8))).startswith(
         "Nothing does better than the plan's own setting: fedqueue init"
     )
-    close = swept(row(OWN, 0.80, spread=0.02), row(OTHER, 0.81, spread=0.02), seeds=3)
+    close = swept(row(OWN, 0.78, 0.82), row(OTHER, 0.81, 0.83), seeds=2)
     assert advice(close).startswith("Nothing is clearly better than the plan's own setting; the best by a hair is fedqueue init")
-    assert advice(swept(row(OWN, 0.80, spread=0.02), row(OTHER, 0.9, spread=0.02), seeds=3)).startswith("Found with")
-    assert advice(swept(row(OWN, None))) == "No setting has a figure; nothing can be said."
-    assert advice(swept(row(OWN), planned=7)).endswith("Interrupted: 1 of 7 were tried.")
+    assert advice(swept(row(OWN, 0.78, 0.82), row(OTHER, 0.88, 0.92), seeds=2)).startswith("Found with")
+    # where all reach the target, the times to it decide
+    timed = [row(OWN, 0.8, 0.8, seconds=[5.0, 7.0]), row(OTHER, 0.7, 0.7, seconds=[4.0, 6.0])]
+    assert advice(swept(*timed, seeds=2)).startswith("Nothing is clearly better")
+    assert advice(swept(row(OWN))) == "No setting has a figure; nothing can be said."
+    assert advice(swept(row(OWN, 0.5), planned=7)).endswith("Interrupted: 1 of 7 were tried.")
 
 
 def test_the_default_grid_is_around_the_plans_own_setting_and_holds_it_once():
