@@ -192,8 +192,8 @@ class _Layers:
         if clipping_norm is not None:
             norms = _norms(inputs, gradients)
             factors = factors * (clipping_norm / (norms + TINY)).clamp(max=1.0)
-            factors = torch.where(norms.isfinite(), factors, 0.0)
         for weight, bias, layer_inputs, each in zip(self.weights, self.biases, inputs, gradients, strict=True):
+            # a row whose norm is not finite has no positive factor, and counts as zero
             scaled = torch.where(factors[:, :, None] > 0.0, each * factors[:, :, None], 0.0)
             weight.baddbmm_(scaled.transpose(1, 2), layer_inputs, alpha=-1.0)
             bias.sub_(scaled.sum(1))

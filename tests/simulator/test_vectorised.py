@@ -261,8 +261,10 @@ def test_persons_with_several_records_are_trained_one_institution_at_a_time() ->
     settings = replace(SETTINGS, mechanism="dp-sgd", noise_multiplier=1.0, expected_rows=4.0)
     todo = [Job(0, 0, initial_parameters(spec, 1), settings)]
 
-    first, again, other = (trainer_for(spec, [persons], seed=seed, private=True).deltas(todo)[0] for seed in (0, 0, 1))
+    trainers = [trainer_for(spec, [persons], seed=seed, private=True) for seed in (0, 0, 1)]
+    first, again, other = (trainer.deltas(todo)[0] for trainer in trainers)
 
+    assert all(isinstance(trainer, OneAtATime) for trainer in trainers)
     assert flat(first).tobytes() == flat(again).tobytes()
     assert not np.allclose(flat(first), flat(other))
 
