@@ -24,10 +24,22 @@ from shared.broker import Delivery, Message
 from shared.chunks import HEADERS, head, split
 from shared.codec import Dtype
 from shared.lineage import Lineage, fold, fold_claim
-from shared.messages import BlobName, Claim, Counters, Entry, Hello, Location, Manifest, PrivacyStatement, Settlement, Update
+from shared.messages import (
+    Account,
+    BlobName,
+    Claim,
+    Counters,
+    Entry,
+    Hello,
+    Location,
+    Manifest,
+    PrivacyStatement,
+    Settlement,
+    Update,
+)
 from shared.noise import least_norm, noise_std
 from shared.parameters import to_bfloat16
-from shared.plan import AggregationPlan, Mechanism, Plan, PrivacyPlan
+from shared.plan import AggregationPlan, Mechanism, Plan, PrivacyPlan, ServerAdam
 
 PAGE = Path(__file__).parent.parent / "docs" / "wire-format.md"
 RUN, SECRET = "0123456789abcdef", b"run secret"
@@ -155,6 +167,7 @@ def the_next_manifest(zero: messages.ManifestRecord, model: bytes, *, alias: str
         noise_multiplier=1.5,
         num_examples=1000,
         nonce="fedcba9876543210",
+        account=Account(since_cycles=1.0, since_credit=0.001, interval=1.0),
         total_weight=(1.0).hex(),
         counters=Counters(aggregated=1),
     )
@@ -166,6 +179,7 @@ def the_next_manifest(zero: messages.ManifestRecord, model: bytes, *, alias: str
         "settled": [settlement],
         "whole": False,
         "table": {alias: entry},
+        "scalars": {"clock_cycles": (1.0).hex(), "clock_credit": (0.001).hex(), "clock_forfeited": (0.0).hex()},
         "metrics": {"auc": 0.75},
     }
     return zero.manifest.model_copy(update=changes)
@@ -326,15 +340,30 @@ def test_momentum_by_the_page_alone_makes_the_bits_of_the_code() -> None:
     assert (state.model["w"].tolist(), state.momentum["w"].tolist()) == ([float(model)], [float(momentum)])
 
 
-@pytest.mark.parametrize(("broadcast", "beta"), [("float32", 0.0), ("float32", 0.9), ("bfloat16", 0.0), ("bfloat16", 0.9)])
-def test_a_state_holds_the_tensors_that_the_page_lists(broadcast: Dtype, beta: float) -> None:
+@pytest.mark.parametrize("broadcast", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("aggregation", "kept"),
+    [
+        ({}, set()),
+        ({"server_momentum": 0.9}, {"momentum"}),
+        ({"server_adam": ServerAdam()}, {"momentum", "second"}),
+        ({"rule": "latest-update"}, {"rows"}),
+    ],
+    ids=str,
+)
+def test_a_state_holds_the_tensors_that_the_page_lists(broadcast: Dtype, aggregation: dict[str, Any], kept: set[str]) -> None:
     section = PAGE.read_text().partition("### state\n")[2].partition("\n## ")[0]
-    listed = re.findall(r"^\| `(\w+)/<name>`", section, re.MULTILINE)
-    plan = PLAN.model_copy(update={"aggregation": AggregationPlan(server_momentum=beta), "broadcast": broadcast})
-    present = dict(zip(listed, (broadcast == "bfloat16", beta > 0), strict=True))
+    listed = re.findall(r"^\| `(\w+)/(?:<pseudonym>/)?<name>`", section, re.MULTILINE)
+    assert listed == ["model", "momentum", "second", "rows"]
+    plan = PLAN.model_copy(update={"aggregation": AggregationPlan(**aggregation), "broadcast": broadcast})
+    state, alias = ServerState.of(plan, MODEL), "ab" * 8
+    state.fold(Contribution(MODEL, 0.0, institution=alias))
+    state.finish_version({alias: 1.0})
 
-    names = {f"{prefix}/{name}" for prefix, is_there in present.items() if is_there for name in MODEL}
-    assert set(ServerState.of(plan, MODEL).wide(plan)) == names
+    kept = kept | ({"model"} if broadcast == "bfloat16" else set())
+    paths = {prefix: f"rows/{alias}" if prefix == "rows" else prefix for prefix in kept}
+    noise = {"noise"} if "second" in kept else set()
+    assert set(state.wide(plan)) == {f"{path}/{name}" for path in paths.values() for name in MODEL} | noise
 
 
 def test_the_headers_that_the_page_adds_to_a_letter_are_those_of_a_letter() -> None:
