@@ -23,6 +23,8 @@ SURE_SECONDS = 3.0
 """A broker that is only slow must not be taken for one whose lineage is empty or broken."""
 FETCH_IDLE_SECONDS = 5.0
 LINEAGE_PREFETCH = 64
+COPIED_AT_ONCE = 4
+"""Chunks in memory while a blob is copied; while one of them is published, the others have come already."""
 MAX_RECORD_BYTES = 16 * 2**20
 
 log = structlog.get_logger()
@@ -108,7 +110,8 @@ class BlobWriter:
         Raises MissingBlobError where it is not whole any more, or not what its name says; what was published then, nobody names.
         """
         begun, digest = self._end(), hashlib.sha256()
-        for _, message in chunks_of(self._broker, at, name, stream=self._stream, idle_seconds=self._idle_seconds):
+        chunks = chunks_of(self._broker, at, name, stream=self._stream, idle_seconds=self._idle_seconds, at_once=COPIED_AT_ONCE)
+        for _, message in chunks:
             digest.update(message.body)
             self._broker.publish(self._stream, message)
             self._next_offset = self._end() + 1
@@ -171,13 +174,19 @@ def fetch_blob(
 
 
 def chunks_of(
-    broker: Broker, location: Location, blob: messages.BlobName, *, stream: str = MODEL, idle_seconds: float = FETCH_IDLE_SECONDS
+    broker: Broker,
+    location: Location,
+    blob: messages.BlobName,
+    *,
+    stream: str = MODEL,
+    idle_seconds: float = FETCH_IDLE_SECONDS,
+    at_once: int = 1 << 20,
 ) -> Iterator[tuple[ChunkHead, Message]]:
-    """The chunks of a blob in order, each once. Raises MissingBlobError where one does not come."""
+    """The chunks of a blob in order, each once, read so many at once. Raises MissingBlobError where one does not come."""
     start, missing, received = location.offset, location.chunks, 0
     while missing:
         found = False
-        for delivery in broker.read(stream, start, count=missing, idle_seconds=idle_seconds):
+        for delivery in broker.read(stream, start, count=min(missing, at_once), idle_seconds=idle_seconds):
             found, start = True, 1 + (delivery.offset or 0)
             if delivery.message.headers.get("id") != blob.hash:
                 continue

@@ -12,7 +12,7 @@ from aggregator_worker.best import kept
 from aggregator_worker.ending import Best, Progress
 from broker_config.memory_queues import MemoryStream
 from broker_config.provision import provision
-from broker_config.streams import BlobWriter, MissingBlobError, fetch_blob, first_offset
+from broker_config.streams import COPIED_AT_ONCE, BlobWriter, MissingBlobError, fetch_blob, first_offset
 from broker_config.topology import MODEL
 from shared import codec
 from shared.chunks import split
@@ -245,6 +245,17 @@ def test_a_copy_stands_behind_everything_and_has_the_same_bytes(broker_server):
     assert fetch_blob(broker_server.connect("bank-a"), copy, BLOB) == CONTENT
     behind = writer.publish(Encoded([CONTENT[::-1]]), "model", COPIED, RUN)
     assert (behind.offset, writer.since(copy)) == (9, 2)
+
+
+def test_a_copy_may_have_more_chunks_than_are_read_at_once(broker_server):
+    aggregator, content = broker_server.connect("aggregator"), bytes(range(256)) * 42
+    name = BlobName(hash=codec.content_hash(content), size=len(content))
+    writer = BlobWriter(aggregator, MODEL)
+    at = writer.publish(Encoded([content]), "model", COPIED, RUN)
+    assert (at.chunks, COPIED_AT_ONCE) == (11, 4)
+    copy = writer.copy(name, at)
+    assert copy == Location(offset=11, chunks=11)
+    assert fetch_blob(aggregator, copy, name) == content
 
 
 def test_a_copy_of_what_was_cut_off_or_has_other_bytes_is_not_taken_for_one():
