@@ -85,10 +85,9 @@ def roll_back(
     if not yes and not typer.confirm(f"publish this as version {prospect.head.manifest.version + 1}?"):
         raise typer.Exit(1)
     version, published = _carried_out(request, prospect, quarantine=quarantine)
-    typer.echo(
-        f"version {version} is published: {_goal(request, published.to_version)}. Institutions train on from it; numbers and "
-        "budgets stay as they are"
-    )
+    over = published.head.manifest.phase == "finished"
+    then = "the run stays finished" if over else "institutions train on from it; numbers and budgets stay as they are"
+    typer.echo(f"version {version} is published: {_goal(request, published.to_version)}; {then}")
 
 
 def _demand_confined(request: Request, *, or_will_be: bool) -> None:

@@ -109,6 +109,7 @@ def _row_object(row: Row, depths: Depths | None) -> dict[str, Any]:
         "data_share": row.data_share,
         "epsilon_spent": row.epsilon_spent,
         "standing": row.standing,
+        "strikes": row.strikes,
         "waiting_messages": None if depths is None else depths.get(update_queue(row.institution)),
     }
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import median, median_low
 from typing import Literal
 
+from aggregator_worker.defence import STRIKE
 from operator_console.events import Event
 from operator_console.history import History, Part
 from shared.lineage import standing_under
@@ -36,7 +37,8 @@ SLOW_PACE = 4.0
 class Row:
     """One institution. Shares are of the sum over all institutions; None where nothing is known yet.
 
-    `standing` says why it gives no more updates under the plan, None while it may.
+    `standing` says why it gives no more updates under the plan, None while it may. After `strikes` of the plan's defence it goes
+    into quarantine; two updates that are folded take one back.
     """
 
     institution: str
@@ -49,6 +51,7 @@ class Row:
     seconds_since_last: float | None
     refused: int
     standing: str | None = None
+    strikes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def _rows(history: History, *, now_ms: int, events: Sequence[Event]) -> tuple[Ro
             seconds_since_last=(now_ms - part.settled[-1][0]) / 1000 if part.settled else None,
             refused=counters.stale + counters.rejected + counters.over_budget + counters.lost,
             standing=part.standing(history.links[-1].manifest.plan_hash),
+            strikes=part.entry.strikes / STRIKE,
         )
         rows.append(row)
     return tuple(rows)
@@ -200,7 +204,7 @@ def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None
     for state, meaning in (
         ("killed", "was killed and has not come back"),
         ("silent", "has given no update for long; look at its log and its queue"),
-        ("quarantined", "is in quarantine; its updates are not folded"),
+        ("quarantined", "is in quarantine; its updates are not folded. Look at it, then release it, or roll back without it"),
         ("plan refused", "{standing}, a limit of its own policy; it or the plan must change before it takes part"),
         ("waiting", "has not said hello yet; is its worker running?"),
     ):
@@ -208,7 +212,17 @@ def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None
             first, *more = by_state[state]
             told = f"{first.institution} {meaning.format(standing=first.standing)}"
             return told + (f" ({len(more)} more like it)." if more else ".")
-    worst = max(view.rows, key=lambda row: row.refused, default=None)
+    return _not_folded(view.rows)
+
+
+def _not_folded(rows: Sequence[Row]) -> str | None:
+    """Whose updates are rejected, or mostly not folded for whatever reason."""
+    struck = max(rows, key=lambda row: row.strikes, default=None)
+    if struck is not None and struck.strikes >= 1:
+        return (
+            f"{struck.institution} has {struck.strikes:g} strikes: its updates were rejected. Too many, and it is in quarantine."
+        )
+    worst = max(rows, key=lambda row: row.refused, default=None)
     if worst is not None and worst.refused > max(2, worst.updates // 2):
         return f"{worst.institution}: {worst.refused} of its updates were not folded; its log says why."
     return None

@@ -375,7 +375,8 @@ def test_a_poisoned_model_is_rolled_back_without_the_poisoner_and_the_others_tra
     stop(folder)
     spoiled.until(lambda: watch.head.manifest.phase == "finished")
     require_published_again(spoiled, tmp_path / "model.safetensors")
-    capsys.readouterr()
+    roll_back(to=made.version, folder=folder, yes=True)  # a finished run's model can still be another one
+    assert f"is published: version {made.version}; the run stays finished" in capsys.readouterr().out
     verify(folder)
     assert f"to version {made.version - 1} without west" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 

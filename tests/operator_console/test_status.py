@@ -49,9 +49,11 @@ def test_the_best_version_is_one_line_of_the_screen():
 
 def test_the_object_tells_why_an_institution_gives_no_more(finished: Finished):
     view = view_of(finished.history, Shown("Toy", "auc"), now_ms=0)
-    refusing = replace(view, rows=(replace(view.rows[0], standing="refuses the plan: max_epsilon"), *view.rows[1:]))
+    worst = replace(view.rows[0], standing="refuses the plan: max_epsilon", strikes=1.5)
+    refusing = replace(view, rows=(worst, *view.rows[1:]))
     rows = status_object(finished.history, refusing, None)["institutions"]
     assert [row["standing"] for row in rows] == ["refuses the plan: max_epsilon", None, None]
+    assert [row["strikes"] for row in rows] == [1.5, 0.0, 0.0]
 
 
 def test_the_object_has_the_same_keys_without_the_management_api(finished: Finished):

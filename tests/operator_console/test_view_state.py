@@ -150,6 +150,21 @@ def test_a_paused_run_comes_before_dead_letters_and_those_before_a_killed_bank(c
     assert attention(replace(killed, phase="paused", phase_reason="looking"), dead_letters=2) == "The run is paused: looking."
 
 
+def test_strikes_come_before_mere_refusals_and_quarantine_before_both(calm: ViewState):
+    first, *others = calm.rows
+    with_rows = replace(calm, rows=(replace(first, strikes=1.5, refused=0), *(replace(each, refused=90) for each in others)))
+    assert (attention(with_rows) or "").startswith(f"{first.institution} has 1.5 strikes: its updates were rejected.")
+    half = replace(calm, rows=(replace(first, strikes=0.5), *others))
+    assert attention(half) is None
+    confined = replace(with_rows, rows=(replace(first, state="quarantined", strikes=3.0), *others))
+    assert f"{first.institution} is in quarantine; its updates are not folded." in (attention(confined) or "")
+
+
+def test_strikes_are_read_from_the_table():
+    view = view_of(run({"bank-a": [1, 2]}, bank_a=Entry(incarnation=1, nonce=NONCE, strikes=3)), SHOWN, now_ms=3000)
+    assert [row.strikes for row in view.rows if row.institution == "bank-a"] == [1.5]
+
+
 def test_an_institution_whose_updates_are_mostly_refused_needs_attention(calm: ViewState):
     refused = replace(calm, rows=(*calm.rows[:2], replace(calm.rows[2], updates=4, refused=7)))
     assert "bank-c: 7 of its updates were not folded" in (attention(refused) or "")
