@@ -1,4 +1,5 @@
-from pathlib import PurePosixPath
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -35,6 +36,24 @@ def plan(text: str = "", *, variant: int = 0, **task: object) -> Plan:
     scenario = parsed(BASE + text)
     suggested: TaskSpec = spec.model_copy(update=task)
     return plan_of(scenario.plan, scenario.variants[variant], suggested, institutions=4)
+
+
+SCENARIOS = sorted(Path(str(files("simulator") / "scenarios")).glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", SCENARIOS, ids=lambda file: file.stem)
+def test_the_scenarios_that_come_along_can_be_read_and_planned(file: Path) -> None:
+    scenario = parse_scenario(file.read_text(), source=str(file))
+
+    assert scenario.name == file.stem
+    assert scenario.synthetic is not None
+    for variant in scenario.variants:
+        spec = synthetic_task(scenario.synthetic)
+        assert plan_of(scenario.plan, variant, spec, institutions=3).aggregation.rule == variant.aggregation.rule
+
+
+def test_three_scenarios_come_along() -> None:
+    assert [file.stem for file in SCENARIOS] == ["coming-and-going", "slow-half", "ten-thousand"]
 
 
 def test_every_wrong_key_has_a_line_that_names_it() -> None:
