@@ -9,11 +9,17 @@ from typing import Protocol
 
 import numpy as np
 
+from shared.codec import MAX_TENSORS
 from shared.compact import Delta, widened
 from shared.parameters import Array, Parameters, copy
 
 Rows = dict[str, dict[str, Array]]
 Shares = Mapping[str, float]
+
+
+def most_institutions(tensors: int) -> int:
+    """For how many a state blob has room, beside the model and an optimiser's two moments of so many tensors each."""
+    return (MAX_TENSORS - 1) // tensors - 3
 
 
 class Direction(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aggregator_worker.federation import Federation
+from aggregator_worker.latest import most_institutions
 from broker_config.topology import checked_institution
 from shared.errors import SettingsError
 from shared.messages import Entry, Operation, OperationOutcome, Phase
@@ -97,6 +98,9 @@ def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any])
     members = sum(not entry.removed for entry in federation.table.values())
     if former is None and members >= federation.plan.limits.institutions:
         raise RefusedOperationError(f"the plan allows {federation.plan.limits.institutions} institutions")
+    state = federation.state
+    if former is None and state.is_table and members >= most_institutions(len(state.model)):
+        raise RefusedOperationError(f"{members} rows of {len(state.model)} tensors are all that a state can hold under this rule")
     fresh = former or Entry(incarnation=incarnation)
     renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "active": True, "removed": False}
     federation.change(pseudonym, fresh.model_copy(update=renewed))

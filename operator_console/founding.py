@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aggregator_worker.genesis import found
+from aggregator_worker.latest import most_institutions
+from aggregator_worker.rules import TABLE_RULES
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.logins import Logins
@@ -21,6 +23,7 @@ from operator_console.plan_options import (
     sizes_of,
     version_spacing_seconds,
 )
+from shared.errors import SettingsError
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
 from shared.tasks.models import initial_parameters
@@ -49,6 +52,11 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     ids = [checked_institution(each.id) for each in founding.institutions]
     model = initial_parameters(spec, founding.seed)
     aggregation = aggregation_for(spec, founding.options)
+    if aggregation.rule in TABLE_RULES and len(ids) > most_institutions(len(model)):
+        raise SettingsError(
+            f"--rule {aggregation.rule} keeps a row of {len(model)} tensors for each institution, and a state has room for "
+            f"{most_institutions(len(model))}; found the federation with another rule, or with fewer institutions"
+        )
     sizes = sizes_of(model, founding.options.broadcast_of(spec), aggregation, institutions=len(ids))
     free_bytes = founding.free_bytes if founding.free_bytes is not None else free_room(broker)
     limits = broker_limits(sizes, founding.room, institutions=len(ids), free_bytes=free_bytes)

@@ -150,7 +150,7 @@ def aggregation_for(spec: TaskSpec, options: PlanOptions) -> AggregationPlan:
     return AggregationPlan(
         rule=rule,
         staleness=StalenessRule(function=suggested.staleness_function, exponent=suggested.staleness_exponent),
-        buffer_size=options.buffer_size or suggested.buffer_size,
+        buffer_size=options.buffer_size or suggested.buffer_for(rule),
         max_wait_seconds=options.max_wait_seconds,
         server_learning_rate=options.server_learning_rate or suggested.rate_for(rule, adam=options.server_adam),
         server_momentum=options.server_momentum,

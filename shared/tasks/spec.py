@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -33,8 +34,11 @@ MODELS: dict[Kind, tuple[str, ...]] = {
 }
 COLUMN_RANGE = re.compile(r"(?P<prefix>.*?)(?P<first>\d+)\.\.(?P=prefix)(?P<last>\d+)")
 MOST_COLUMNS_IN_A_RANGE = 100_000
-FEDASYNC_RATE = 0.6
-"""Alpha of FedAsync (Xie et al. 2019, section 6): the part of the way to the mixed model that a fresh update goes."""
+USUAL_RATES: Mapping[RuleName, float] = {"fedasync": 0.6, "fedbuff": 0.5}
+"""Where it is not 1. FedAsync's is alpha (Xie et al. 2019, section 6): the part of the way to the mixed model that a fresh update
+goes. FedBuff's makes one whole step per cycle where K is half of the institutions, as much as it may be."""
+FEDBUFF_BUFFER = 10
+"""K of FedBuff (Nguyen et al. 2022, section 5)."""
 ADAM_RATE = 0.003
 """Of Adam at the server, whose steps are about this long on every coordinate, whatever the updates' length. Of rates from 0.001
 to 0.3 the best or nearly so on heart-disease and digits, with noise of epsilon 3 and without, K = 1."""
@@ -190,7 +194,13 @@ class Aggregation(Frozen):
             return ADAM_RATE
         if rule == self.rule and "server_learning_rate" in self.model_fields_set:
             return self.server_learning_rate
-        return FEDASYNC_RATE if rule == "fedasync" else 1.0
+        return USUAL_RATES.get(rule, 1.0)
+
+    def buffer_for(self, rule: RuleName) -> int:
+        """K where the operator names none: the task's own for its own rule, else what is usual."""
+        if rule == self.rule and "buffer_size" in self.model_fields_set:
+            return self.buffer_size
+        return FEDBUFF_BUFFER if rule == "fedbuff" else 1
 
 
 class Transport(Frozen):

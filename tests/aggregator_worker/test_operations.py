@@ -79,6 +79,15 @@ def test_no_more_institutions_are_admitted_than_the_plan_allows():
     assert applied(federation, "admit", institution="bank-d") == (False, "the plan allows 3 institutions")
 
 
+def test_a_table_rule_admits_no_more_institutions_than_a_state_blob_has_room_for():
+    # 600 tensors: 4095 hold six models, three of which are the model and two moments
+    many = {f"w{number}": array(0) for number in range(600)}
+    table = a_plan({"rule": "latest-update"})
+    done, why = applied(a_federation(many, table), "admit", institution="bank-d")
+    assert (done, why) == (False, "3 rows of 600 tensors are all that a state can hold under this rule")
+    assert applied(a_federation(many), "admit", institution="bank-d")[0] is True
+
+
 @pytest.mark.parametrize(
     "arguments", [{}, {"institution": 5}, {"institution": "a/b"}, {"institution": ""}, {"institution": "x" * 65}]
 )

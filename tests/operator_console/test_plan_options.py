@@ -151,7 +151,7 @@ def heart(**aggregation):
     [
         ({}, {}, "credit", 1.0),
         ({"server_learning_rate": 3.0}, {}, "credit", 3.0),
-        ({"server_learning_rate": 3.0}, {"rule": "fedbuff"}, "fedbuff", 1.0),
+        ({"server_learning_rate": 3.0}, {"rule": "fedbuff"}, "fedbuff", 0.5),
         ({"server_learning_rate": 3.0}, {"rule": "fedasync"}, "fedasync", 0.6),
         ({"rule": "fedasync"}, {}, "fedasync", 0.6),
         ({"rule": "fedasync", "server_learning_rate": 0.9}, {}, "fedasync", 0.9),
