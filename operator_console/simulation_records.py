@@ -101,7 +101,7 @@ class Sheet:
         found = Table(box=box.SIMPLE_HEAD, title=self.title, title_justify="left", title_style="dim")
         found.add_column(self.head[0], no_wrap=True, overflow="ellipsis", max_width=28)
         for place, column in enumerate(self.head[1:], start=1):
-            cells = [*column.split(), *(row[place] for row in self.rows)]
+            cells = [*column.split(), *(row[place] for row in self.rows), ""]
             found.add_column(column, justify="right", min_width=max(map(len, cells)))
         for row in self.rows:
             found.add_row(*row)

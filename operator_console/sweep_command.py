@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from operator_console.live_view import metric_name
 from operator_console.simulate_command import INTERRUPTED, AsJson, numbers, rules
+from operator_console.simulation_records import Sheet
 from shared.tasks.spec import LOWER_IS_BETTER
 
 if TYPE_CHECKING:  # torch takes seconds, which `fedqueue --help` should not
@@ -198,20 +198,20 @@ def in_order(rows: Sequence[Row], metric: str) -> list[Row]:
 def table(swept: Swept) -> Table:
     """The best first."""
     title = f"{swept.rows[0].setting.rule}, the best first; the plan's own setting is marked"
-    found = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="dim")
-    name = metric_name(swept.metric)
     to_target = [f"seconds to {swept.target:g}"] if swept.target is not None else []
-    spread = ["by seed"] if swept.seeds > 1 else []
-    for column in ("rate", "K", "exponent", *to_target, f"last {name}", *spread, "refused", ""):
-        found.add_column(column, justify="right")
+    some, several = any(row.refused for row in swept.rows), swept.seeds > 1
+    head = ["rate", "K", "exponent", *to_target, f"last {metric_name(swept.metric)}"]
+    head += [*(["by seed"] if several else []), *(["refused"] if some else []), ""]
+    rows = []
     for row in swept.rows:
         setting = row.setting
         cells = [f"{setting.server_learning_rate:.3g}", str(setting.buffer_size), f"{setting.staleness_exponent:g}"]
-        cells += ["never" if row.seconds is None else f"{row.seconds:,.1f}"] if swept.target is not None else []
+        cells += ["never" if row.seconds is None else f"{row.seconds:,.1f}"] if to_target else []
         cells.append(_text(row.figure))
-        cells += [_spread(row.figures)] if spread else []
-        found.add_row(*cells, f"{row.refused:,.0f}", "own" if setting.own else "")
-    return found
+        cells += [_spread(row.figures)] if several else []
+        cells += [f"{row.refused:,.0f}"] if some else []
+        rows.append([*cells, "own" if setting.own else ""])
+    return Sheet(title, head, rows).printed()
 
 
 def _text(figure: float | None) -> str:
@@ -219,7 +219,7 @@ def _text(figure: float | None) -> str:
 
 
 def _spread(figures: Sequence[float]) -> str:
-    return f"{min(figures):.3f} to {max(figures):.3f}" if figures else "-"
+    return f"{min(figures):.3f}-{max(figures):.3f}" if figures else "-"
 
 
 def advice(swept: Swept) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ from shared.errors import DataError, SettingsError
 from shared.plan import AggregationPlan
 from simulator import engine
 from simulator.results import Contribution, Point, RunResult
-from simulator.scenario import Target
+from simulator.scenario import Target, parse_scenario
 from tests.leading import leading
 from tests.operator_console.test_replay import send
 from tests.running import Watch
@@ -296,3 +297,12 @@ def test_a_federations_sealed_updates_are_weighed_again_and_it_says_that_this_is
     logins = federation.logins()
     save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)
     assert "keeps no journals" in str(fedqueue(*words).exception)
+
+
+def test_the_scenario_of_the_page_is_one():
+    page = (Path(__file__).parents[2] / "docs/simulator.md").read_text()
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    scenario = parse_scenario(text, source="the page")
+    assert len(scenario.variants) == 6
+    printed = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    assert all(variant.name in printed for variant in scenario.variants)
