@@ -26,7 +26,9 @@ SUITED: Mapping[RuleName, AggregationPlan] = {
     "latest-model": AggregationPlan(rule="latest-model"),
     "latest-update": AggregationPlan(rule="latest-update", buffer_size=4),
 }
-"""Each rule with the buffer size and the server learning rate that a simulation of this work found quickest for it, K up to 4."""
+"""What each rule is measured with. Not chosen alike: `credit` and `latest-model` have the plan's defaults, the others were picked
+by trying on this same work (docs/benchmarks.md).
+"""
 PLAIN = Setting()
 SPREAD = Setting(spread=100.0)
 HELD = Setting(target=0.95, held=3)
