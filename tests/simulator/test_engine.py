@@ -153,6 +153,15 @@ def test_a_synchronous_round_takes_as_long_as_its_slowest() -> None:
     assert {each.mean_staleness for each in found.contributions} == {0.0}
 
 
+@pytest.mark.parametrize(("exact", "versions"), [("false", 3), ("true", 2)])
+def test_what_is_left_in_the_buffer_at_the_end_makes_a_version_unless_the_plan_wants_exactly_k(exact: str, versions: int) -> None:
+    plan = f"[plan.aggregation]\nbuffer_size = 2\nexact_buffer = {exact}"
+
+    found = result(scenario(plan, institutions=4, ending="updates = 5"), trainer=Zeros())
+
+    assert (found.final.version, found.final.updates) == (versions, 5)
+
+
 def test_nothing_waits_longer_than_the_plan_allows() -> None:
     plan = "[plan.aggregation]\nbuffer_size = 3\nexact_buffer = true\nmax_wait_seconds = 2.0"
     speed = 'variation = "none"\ndistribution = "list"\neach_seconds = [1.0, 1.5, 7.0]'
@@ -214,6 +223,25 @@ def test_deltas_are_computed_for_many_institutions_at_once_in_the_order_of_their
 
     # at 1.0 all three; at 2.0 the fast one's second
     assert trainer.batches == [[1, 2, 0], [1]]
+
+
+def test_what_is_due_before_the_deltas_in_hand_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings, "NUMBERS_AHEAD", 2)  # two deltas of one number
+    trainer, base = Zeros(), {"bias": np.zeros(1, np.float32)}
+    settings = LocalTraining(
+        mechanism="none", steps=1, sample_rate=1.0, expected_rows=1.0, learning_rate=1.0, clipping_norm=1.0, noise_multiplier=None
+    )
+    under_way = trainings.Trainings(trainer, lambda _place: settings)
+    for place, arrives_at in enumerate((1.0, 5.0, 6.0)):
+        under_way.begin(place, 0, version=place, model=base, arrives_at=arrives_at)
+
+    assert under_way.arrive(0)[0] == 0
+    for place, arrives_at in ((0, 2.0), (3, 3.0)):
+        under_way.begin(place, 1, version=7, model=base, arrives_at=arrives_at)
+    assert under_way.oldest_base == 1
+    assert under_way.arrive(0)[0] == 7
+
+    assert trainer.batches == [[0, 1], [0, 3]]
 
 
 def test_how_many_are_computed_at_once_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
