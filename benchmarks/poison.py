@@ -1,4 +1,4 @@
-"""`python -m benchmarks.poison`: attacks of one bank against the defences of the plan. About five minutes.
+"""`python -m benchmarks.poison`: attacks of one bank against the defences of the plan. Some minutes.
 
 docs/aggregation.md has the figures.
 """

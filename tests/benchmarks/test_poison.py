@@ -46,7 +46,6 @@ def test_with_all_defences_an_attack_costs_no_more_than_a_hundredth_of_auc_and_f
             found = [trial(case, attack, share, "all", seed=seed) for seed, case in cases.items()]
             assert fmean(each.auc for each in found) >= without - 0.01, attack
             assert fmean(each.honest_rejected for each in found) < 0.10, attack
-            assert all(each.honest_quarantined == 0 for each in found)
 
 
 @pytest.mark.long
