@@ -370,14 +370,24 @@ def test_who_is_refused_pauses_before_it_trains_on_the_same_model_again() -> Non
     assert found.final.bytes_down == once.final.bytes_down > 0  # one model, fetched once
 
 
-def test_a_pause_that_a_version_ends_begins_one_training_and_no_second() -> None:
-    plan = "[plan.defence]\nstrikes = false"
+def test_a_version_ends_a_pause() -> None:
     speed = 'variation = "none"\ndistribution = "list"\neach_seconds = [1.0, 3.5]'
+    wanted = scenario("[plan.defence]\nstrikes = false", institutions=2, speed=speed, ending="seconds = 7.2")
 
-    found = result(scenario(plan, institutions=2, speed=speed, ending="seconds = 7.2"), trainer=Shouting())
+    found = result(wanted, trainer=Shouting())
 
-    # refused at 1.0, 3.0 and 4.5, which the version of 3.5 made possible; 6.5 is two seconds after 3.5 and one more
+    # refused at 1.0 and 3.0; the version of 3.5 ends the pause: refused at 4.5, and at 6.5, two seconds and one more after 3.5
     assert [each.updates for each in found.contributions] == [4, 2]
+
+
+def test_a_version_after_the_pause_begins_no_second_training() -> None:
+    speed = 'variation = "none"\ndistribution = "list"\neach_seconds = [1.0, 2.5]'
+    wanted = scenario("[plan.defence]\nstrikes = false", institutions=2, speed=speed, ending="seconds = 4.2")
+
+    found = result(wanted, trainer=Shouting())
+
+    # refused at 1.0, the pause is over at 2.0, refused at 3.0; the version of 2.5 came between, so it trains at once until 4.0
+    assert [each.updates for each in found.contributions] == [3, 1]
 
 
 def test_poison_is_what_the_poisoned_send() -> None:
