@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -199,7 +200,8 @@ def _point(point: Point) -> dict[str, Any]:
         "version": point.version,
         "bytes_up": point.bytes_up,
         "bytes_down": point.bytes_down,
-        "metrics": dict(point.metrics),
+        # JSON knows no infinity: a model that has run away has no figure
+        "metrics": {name: figure if figure is not None and isfinite(figure) else None for name, figure in point.metrics.items()},
     }
 
 

@@ -267,8 +267,9 @@ def test_a_title_makes_a_folder_that_every_system_takes():
 
 
 def test_figures_that_are_missing_are_null_and_no_nan(tmp_path):
-    told = document(compared(a_run("none", (0.0, 0, None))))
-    assert told["plans"][0]["final"]["metrics"] == {"accuracy": None}
+    for figure in (None, float("inf"), float("nan")):
+        told = document(compared(a_run("none", (0.0, 0, figure))))
+        assert told["plans"][0]["final"]["metrics"] == {"accuracy": None}
     present(compared(a_run("none", (0.0, 0, None), contributions=HALVES)), tmp_path / "out", as_json=True)
 
 
