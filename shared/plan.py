@@ -72,8 +72,8 @@ class AggregationPlan(Frozen):
 class Defence(Frozen):
     """What an update must pass beyond being well formed (docs/aggregation.md); None switches a part off.
 
-    An update longer than `norm_cap` times the running median, each measured in the length of its declared noise, is scaled down
-    to it. Where the aggregator has held-out rows, one that would raise their log loss by more than `gate_tolerance` is
+    An update longer than `norm_cap` times what is usual, as it is and in the length that noise has on so many examples, is scaled
+    down to it. Where the aggregator has held-out rows, one that would raise their log loss by more than `gate_tolerance` is
     rejected. After `strikes` rejections, each taken back by two accepted updates, an institution is in quarantine.
     """
 
