@@ -276,14 +276,17 @@ def test_a_federation_learns_what_separates_the_classes() -> None:
 
 def test_who_leaves_gives_nothing_more_and_the_others_go_on() -> None:
     wanted = scenario(
-        institutions=4, population="dropout = { leave_share = 0.5, leave_after_seconds = 2.5 }", ending="seconds = 6.0"
+        institutions=4,
+        population="dropout = { leave_share = 0.5, leave_after_seconds = 2.5 }",
+        ending="seconds = 6.5",
+        every_updates=100,
     )
 
     found = result(wanted, trainer=Zeros())
 
     assert sorted(each.updates for each in found.contributions) == [2, 2, 6, 6]
-    assert found.ended == "6 virtual seconds are over"
-    assert found.final.seconds == 6.0
+    assert found.ended == "6.5 virtual seconds are over"
+    assert found.final.seconds == 6.5
 
 
 def test_a_run_without_anybody_left_ends_and_says_so() -> None:
