@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """As docs/aggregation.md has them: a line for each rule, its share of weight and of the model at each ratio."""
+    """For docs/aggregation.md: a line for each rule with its share of the weight, of the model and the error, at each ratio."""
     lines = []
     for name in dict.fromkeys(row.plan for row in rows):
         own = [row for row in rows if row.plan == name]
@@ -124,11 +125,12 @@ def picture(rows: Sequence[Row]) -> str:
             axes.plot(range(len(own)), shares, color=colour, linestyle=dash, linewidth=1.8, marker="o", markersize=4, label=name)
         axes.axhline(0.5, color=plots.MUTED, linewidth=1, linestyle=plots.DASHES[1], zorder=1)
         axes.set_xticks(range(len(RATIOS)), [f"{ratio:g}" for ratio in RATIOS])
-        axes.set(xlabel="how many times slower the slow half is", ylabel="its share of the model", ylim=(0, 0.62))
-        axes.legend(loc="upper right", bbox_to_anchor=(1, 0.86), frameon=False, fontsize=8.5, labelcolor=plots.INK)
+        axes.set(xlabel="how many times slower the slow half is", ylabel="its share of the model", ylim=(0, 0.56))
+        whole: Any = axes.get_figure()
+        whole.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9.5, labelcolor=plots.INK)
 
     style = css[: css.index("* {")] + PICTURE_STYLE
-    return plots.standalone(plots.inline_svg(draw, height_inches=3.6), title=title, style=style)
+    return plots.standalone(plots.inline_svg(draw, height_inches=4.4), title=title, style=style)
 
 
 def main() -> None:
