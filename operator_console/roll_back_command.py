@@ -26,7 +26,7 @@ from shared import messages
 from shared.broker import Broker
 from shared.compact import l2_norm
 from shared.errors import SettingsError
-from shared.messages import ManifestRecord, Metrics, OperationOutcome, pseudonym
+from shared.messages import Manifest, ManifestRecord, Metrics, OperationOutcome, pseudonym
 from shared.parameters import Parameters, subtract
 
 TRIES = 5
@@ -84,10 +84,10 @@ def roll_back(
     # asked without a connection, which a person who thinks about it for long would let time out
     if not yes and not typer.confirm(f"publish this as version {prospect.head.manifest.version + 1}?"):
         raise typer.Exit(1)
-    version, published = _carried_out(request, prospect, quarantine=quarantine)
-    over = published.head.manifest.phase == "finished"
+    made, to_version = _carried_out(request, prospect, quarantine=quarantine)
+    over = made.phase == "finished"
     then = "the run stays finished" if over else "institutions train on from it; numbers and budgets stay as they are"
-    typer.echo(f"version {version} is published: {_goal(request, published.to_version)}; {then}")
+    typer.echo(f"version {made.version} is published: {_goal(request, to_version)}; {then}")
 
 
 def _demand_confined(request: Request, *, or_will_be: bool) -> None:
@@ -197,8 +197,8 @@ def compared(before: Metrics, after: Metrics) -> Iterator[str]:
         yield f"held-out {name}: {now} now, {then} after it"
 
 
-def _carried_out(request: Request, prospect: Prospect, *, quarantine: bool) -> tuple[int, Prospect]:
-    """Orders everything; returns the new version, and what it is."""
+def _carried_out(request: Request, prospect: Prospect, *, quarantine: bool) -> tuple[Manifest, int]:
+    """Orders everything; returns the manifest that made the new version, and which version that is."""
     if quarantine:
         with order_desk(request.federation) as desk:
             if not _is_removed(desk, request):
@@ -231,7 +231,7 @@ def _is_removed(desk: OrderDesk, request: Request) -> bool:
     return entry is not None and entry.removed
 
 
-def _published(request: Request, prospect: Prospect) -> tuple[int, Prospect]:
+def _published(request: Request, prospect: Prospect) -> tuple[Manifest, int]:
     """Gives the order; made again where a version came between. Raises OrderRefusedError with the aggregator's reason."""
     for _ in range(TRIES):
         with order_desk(request.federation) as desk:
@@ -239,7 +239,7 @@ def _published(request: Request, prospect: Prospect) -> tuple[int, Prospect]:
             is_newest = head.manifest.model.hash == prospect.head.manifest.model.hash
             outcome = order(desk, request, prospect) if is_newest else None
             if outcome is not None and outcome.applied:
-                return desk.head.manifest.version, prospect
+                return desk.head.manifest, prospect.to_version
             if outcome is not None and (desk.head.epoch, desk.head.manifest.version) == (head.epoch, head.manifest.version):
                 raise OrderRefusedError(f"the aggregator refused to roll back: {outcome.reason}")
         typer.echo("a version was made meanwhile: the model is rebuilt")

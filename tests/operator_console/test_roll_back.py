@@ -355,7 +355,8 @@ def test_a_poisoned_model_is_rolled_back_without_the_poisoner_and_the_others_tra
     shown = capsys.readouterr().out
     assert "3 left out" in shown
     (auc,) = [line.split() for line in shown.splitlines() if line.startswith("held-out auc:")]
-    assert float(auc[4]) > 0.9 > float(auc[2])
+    assert (auc[3], auc[5:]) == ("now,", ["after", "it"])
+    assert float(auc[4]) > 0.9  # what it is now depends on how far the others have mended it
     with pytest.raises(SettingsError, match=r"west still takes part, .*: first `fedqueue institution quarantine west`, or add"):
         roll_back(without="west", folder=folder, yes=True)
     quarantine("west", reason="drives the model away", folder=folder)
