@@ -13,7 +13,7 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.server_state import ServerState
 from shared import messages
 from shared.lineage import Lineage
-from shared.messages import Entry, Location, Manifest, Settlement, Update
+from shared.messages import Entry, Location, Manifest, PrivacyStatement, Settlement, Update
 from shared.plan import Plan
 
 Table = Mapping[str, Entry]
@@ -55,6 +55,29 @@ def hear(federation: Federation, told: Told) -> None:
         federation.weighing.heard(told.pseudonym)
     entry = federation.table.get(told.pseudonym) or Entry(incarnation=1)
     federation.change(told.pseudonym, entry.model_copy(update=changes))
+
+
+def refuse(federation: Federation, recorded: Settlement) -> None:
+    """Settles an update that was refused as it was, for the recorded reason, without its content."""
+    number = Number(recorded.incarnation, recorded.sequence)
+    if not recorded.base_hash:
+        reason, content = recorded.reason, recorded.hash
+        federation.settle_unread(recorded.institution, number, outcome=recorded.outcome, reason=reason, content=content)
+        return
+    head, entry = federation.head.manifest, federation.table[recorded.institution]
+    update = Update(
+        run_id=head.run_id,
+        institution=recorded.institution,
+        incarnation=recorded.incarnation,
+        sequence=recorded.sequence,
+        base_version=recorded.base_version,
+        base_hash=recorded.base_hash,
+        plan_hash=head.plan_hash,
+        num_examples=entry.num_examples or 1,
+        privacy=PrivacyStatement(mechanism="none"),
+    )
+    admission = Admission(recorded.outcome, recorded.reason, recorded.staleness)
+    federation.settle(recorded.institution, update, recorded.hash, admission=admission, delta={})
 
 
 def in_order(plan: Plan, before: Link, link: Link, statement: Statement) -> list[Event]:
@@ -139,8 +162,7 @@ def _gives(plan: Plan, before: Link, link: Link, events: Sequence[Event], statem
 
 def _settled_alike(federation: Federation, recorded: Settlement, update: Update | None) -> bool:
     if update is None:
-        number = Number(recorded.incarnation, recorded.sequence)
-        federation.settle_unread(recorded.institution, number, outcome=recorded.outcome, reason=recorded.reason)
+        refuse(federation, recorded)
         return True
     admission = Admission("aggregated", "", recorded.staleness)
     made = federation.settle(recorded.institution, update, recorded.hash, admission=admission, delta={})

@@ -8,7 +8,6 @@ the real run.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from aggregator_worker.admission import Number
 from aggregator_worker.roll_back import rolled_back
 from aggregator_worker.server_state import ServerState
 from shared import messages
@@ -18,7 +17,7 @@ from shared.lineage import Lineage
 from shared.messages import Location, Manifest, Settlement, Update
 from shared.parameters import Parameters
 from shared.plan import AggregationPlan, Ending, Plan
-from simulator.message_order import Event, Link, Told, hear, in_order
+from simulator.message_order import Event, Link, Told, hear, in_order, refuse
 from simulator.virtual import VirtualAggregator
 
 Load = Callable[[Settlement], tuple[Update, Delta]]
@@ -168,10 +167,7 @@ def _take(aggregator: VirtualAggregator, event: Event, load: Load) -> None:
         update, delta = load(event)
         aggregator.take(update, delta, content=event.hash)
     else:
-        number = Number(event.incarnation, event.sequence)
-        aggregator.federation.settle_unread(
-            event.institution, number, outcome=event.outcome, reason=event.reason, content=event.hash
-        )
+        refuse(aggregator.federation, event)
 
 
 def _committed(aggregator: VirtualAggregator, link: Link) -> Version:
