@@ -1,8 +1,12 @@
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from operator_console.demo_data import prepare
+from shared.tasks.metrics import evaluate
+from shared.tasks.spec import Model
+from simulator.baselines import trained_to_convergence
 from simulator.epsilon_sweep import read_folder
 from simulator.utility import STUDIES, Row, Study, Trial, rows, trials, verdicts
 
@@ -70,3 +74,16 @@ def test_privacy_costs_no_more_than_the_targets_say(tmp_path: Path) -> None:
 
     assert [each for each in judged if not each.met] == []
     assert len(judged) == 4
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_banks_alone_with_a_perceptron_trained_to_convergence_reach_little_on_everybodys_rows(tmp_path: Path) -> None:
+    prepare(CREDIT.task, institutions=None, seed=0, folder=tmp_path, split=CREDIT.split)
+    spec, trainings, held_out = read_folder(tmp_path)
+    perceptron = spec.model_copy(update={"model": Model(type="mlp", hidden=(32,))})
+
+    alone = [trained_to_convergence(perceptron, each, 1e-3, 0) for each in trainings.values()]
+
+    assert len(alone) == 8
+    assert fmean(evaluate(perceptron, model, held_out)["auc"] or 0.0 for model in alone) <= 0.72
