@@ -20,7 +20,7 @@ def plan_of(base: PlanKeys, variant: Variant, spec: TaskSpec, *, institutions: i
         return Plan(
             task=spec.name,
             task_hash=spec.hash,
-            aggregation=_over(_suggested(spec), *(keys.aggregation for keys in given)),
+            aggregation=_over(_suggested(spec, given), *(keys.aggregation for keys in given)),
             defence=_over(base.defence, variant.defence),
             local=_local(spec, given),
             privacy=_privacy(spec, given),
@@ -32,12 +32,14 @@ def plan_of(base: PlanKeys, variant: Variant, spec: TaskSpec, *, institutions: i
         raise SettingsError("\n".join(f"plan {variant.name!r}: {line}" for line in explain(error))) from None
 
 
-def _suggested(spec: TaskSpec) -> AggregationPlan:
-    suggested = spec.aggregation
+def _suggested(spec: TaskSpec, given: list[PlanKeys]) -> AggregationPlan:
+    """As `fedqueue init` would found it; a buffer of exactly K is for whole rounds, which take whole steps."""
+    suggested, asked = spec.aggregation, _over(AggregationPlan(rule=spec.aggregation.rule), *(keys.aggregation for keys in given))
     return AggregationPlan(
+        rule=suggested.rule,
         staleness=StalenessRule(function=suggested.staleness_function, exponent=suggested.staleness_exponent),
-        buffer_size=suggested.buffer_size,
-        server_learning_rate=suggested.server_learning_rate,
+        buffer_size=suggested.buffer_for(asked.rule),
+        server_learning_rate=1.0 if asked.exact_buffer else suggested.rate_for(asked.rule, adam=asked.server_adam is not None),
     )
 
 

@@ -1,6 +1,6 @@
 """An aggregator without a broker: the worker's own admission, weighing, folding and manifests, one update after the other."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Self
 
 from aggregator_worker.admission import admit
@@ -82,11 +82,6 @@ class VirtualAggregator:
     def release(self, oldest_in_use: int) -> None:
         """Lets go of the models before a version, which nobody trains on any more."""
         for version in [each for each in self._models if each < oldest_in_use]:
-            del self._models[version]
-
-    def keep_only(self, versions: Collection[int]) -> None:
-        """Lets go of all models but these and the newest; one that is gone already stays so."""
-        for version in self._models.keys() - {*versions, self.version}:
             del self._models[version]
 
     def receive(self, institution: str, *, base_version: int, delta: Delta, privacy: PrivacyStatement = _NO_NOISE) -> Settlement:

@@ -125,9 +125,19 @@ def test_a_variant_lies_over_the_plan_and_the_plan_over_the_task() -> None:
 
     assert found.aggregation.rule == "fedasync"
     assert found.aggregation.buffer_size == 4
-    assert found.aggregation.server_learning_rate == 3.0
+    assert found.aggregation.server_learning_rate == 0.6  # the task's 3 was found to suit another rule
     assert found.aggregation.staleness.exponent == 0.7
     assert found.local.steps == 7
+
+
+def test_a_plan_that_names_no_rate_has_the_one_that_it_would_be_founded_with() -> None:
+    task = {"aggregation": Aggregation(server_learning_rate=3.0)}
+
+    assert plan("", **task).aggregation.server_learning_rate == 3.0
+    fedbuff = plan('[plan.aggregation]\nrule = "fedbuff"', **task).aggregation
+    assert (fedbuff.server_learning_rate, fedbuff.buffer_size) == (0.5, 10)
+    whole_rounds = plan('[plan.aggregation]\nrule = "fedbuff"\nbuffer_size = 2\nexact_buffer = true', **task).aggregation
+    assert whole_rounds.server_learning_rate == 1.0
 
 
 def test_one_key_of_the_staleness_rule_leaves_the_others_as_they_are() -> None:
