@@ -7,7 +7,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+from unittest.mock import patch
 
 import pytest
 import structlog
@@ -118,11 +119,27 @@ def eventually(look: Callable[[], T], timeout_seconds: float = 20) -> T:
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_logs() -> Iterator[None]:
-    """Workers on threads log between tests too, when nothing captures it."""
-    with Path(os.devnull).open("w") as nowhere:
+    """Workers on threads log between tests too, when nothing captures it.
+
+    A logger that a command has cached would never again be heard by a test that listens.
+    """
+    configure = structlog.configure
+
+    def without_cache(**settings: Any) -> None:
+        configure(**{**settings, "cache_logger_on_first_use": False})
+
+    with Path(os.devnull).open("w") as nowhere, patch.object(structlog, "configure", without_cache):
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(nowhere))
         yield
         structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before(quiet_logs: None) -> Iterator[None]:
+    """A command that runs in this process sets the logs up, for itself alone."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
