@@ -349,7 +349,7 @@ def test_momentum_by_the_page_alone_makes_the_bits_of_the_code() -> None:
         ({"server_adam": ServerAdam()}, {"momentum", "second"}),
         ({"rule": "latest-update"}, {"rows"}),
     ],
-    ids=str,
+    ids=["plain", "momentum", "adam", "rows"],
 )
 def test_a_state_holds_the_tensors_that_the_page_lists(broadcast: Dtype, aggregation: dict[str, Any], kept: set[str]) -> None:
     section = PAGE.read_text().partition("### state\n")[2].partition("\n## ")[0]
