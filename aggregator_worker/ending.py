@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from shared.errors import SettingsError
 from shared.lineage import standing_under, takes_part
@@ -78,6 +78,7 @@ class Tally:
 
     `aggregated` are updates of present members. `behind` counts those whose updates others wait for, and who have given fewer
     than each must. Of active members `may_give` still may, `have_given` all they planned to or can afford, and `refuse` the plan.
+    Active or not, `done` have given all they could or are in quarantine.
     """
 
     aggregated: int = 0
@@ -85,6 +86,7 @@ class Tally:
     may_give: int = 0
     have_given: int = 0
     refuse: int = 0
+    done: int = 0
 
     @classmethod
     def of(cls, plan: Plan, plan_hash: str, entries: Iterable[Entry]) -> "Tally":
@@ -99,14 +101,8 @@ class Tally:
         if former is not None and _same(former, entry):
             return self
         now = _counted(plan, plan_hash, entry)
-        before = (0, 0, 0, 0, 0) if former is None else _counted(plan, plan_hash, former)
-        return Tally(
-            self.aggregated + now[0] - before[0],
-            self.behind + now[1] - before[1],
-            self.may_give + now[2] - before[2],
-            self.have_given + now[3] - before[3],
-            self.refuse + now[4] - before[4],
-        )
+        before = Tally() if former is None else _counted(plan, plan_hash, former)
+        return Tally(*(held + after - ago for held, after, ago in zip(astuple(self), astuple(now), astuple(before), strict=True)))
 
 
 def _same(former: Entry, entry: Entry) -> bool:
@@ -119,18 +115,20 @@ def _same(former: Entry, entry: Entry) -> bool:
     )
 
 
-def _counted(plan: Plan, plan_hash: str, entry: Entry) -> tuple[int, int, int, int, int]:
+def _counted(plan: Plan, plan_hash: str, entry: Entry) -> Tally:
     """What one entry adds to each total."""
     if entry.removed:
-        return 0, 0, 0, 0, 0
+        return Tally()
     given = entry.counters.aggregated
     behind = int(given < plan.ending.updates_each and takes_part(entry, plan_hash))
-    if not entry.active or entry.quarantined:
-        return given, behind, 0, 0, 0
     standing = standing_under(entry, plan_hash)
     refuses = standing == "plan_refused"
     may_give = standing is None and entry.watermark < plan.local.updates
-    return given, behind, int(may_give), int(not may_give and not refuses), int(refuses)
+    have_given = not may_give and not refuses
+    done = int(entry.quarantined or have_given)
+    if not entry.active or entry.quarantined:
+        return Tally(given, behind, done=done)
+    return Tally(given, behind, int(may_give), int(have_given), int(refuses), done)
 
 
 def ending_reached(plan: Plan, tally: Tally, version: int, progress: Progress) -> str | None:
@@ -141,6 +139,7 @@ def ending_reached(plan: Plan, tally: Tally, version: int, progress: Progress) -
     reasons = (
         _by_target(ending, version, progress),
         _by_updates(ending, tally),
+        _by_institutions(ending, tally),
         f"{version} versions are made" if ending.versions is not None and version >= ending.versions else None,
         _by_patience(ending, version, progress),
         f"it has run for {ending.seconds:g} seconds" if time_is_over(ending, progress.seconds) else None,
@@ -175,6 +174,11 @@ def _by_updates(ending: Ending, tally: Tally) -> str | None:
     """Nobody waits for an institution that has left the plan."""
     enough = ending.updates is not None and tally.aggregated >= ending.updates and tally.behind == 0
     return f"{tally.aggregated} updates are aggregated" if enough else None
+
+
+def _by_institutions(ending: Ending, tally: Tally) -> str | None:
+    enough = ending.institutions is not None and tally.done >= ending.institutions and tally.behind == 0
+    return f"{tally.done} institutions have given all they could" if enough else None
 
 
 def _by_patience(ending: Ending, version: int, progress: Progress) -> str | None:

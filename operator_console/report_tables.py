@@ -203,6 +203,8 @@ def ending_text(ending: Mapping[str, Any]) -> str:
         ends.append(f"once {metric} on held-out rows reaches {ending['target']:g}{times}")
     if ending["updates"] is not None:
         ends.append(f"after {ending['updates']} updates, at least {ending['updates_each']} from each institution")
+    if ending.get("institutions") is not None:
+        ends.append(f"once {ending['institutions']} institutions have given all they could")
     if ending.get("versions") is not None:
         ends.append(f"after {ending['versions']} versions")
     if ending.get("patience") is not None:

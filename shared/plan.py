@@ -111,13 +111,15 @@ class LocalPlan(Frozen):
 class Ending(Frozen):
     """When the run is finished: whichever of these is reached first. None is never; with none of them, only an order ends it.
 
-    `updates` are aggregated in all, and every active institution has given `updates_each`. Or `versions` are made. Or an
-    aggregator has led for `seconds`, pauses not counted. Or, by the figure `metric` on the operator's held-out rows, `target`
-    was reached by so many versions `in_a_row`; or none of the last `patience` versions was better than the best before them.
+    `updates` are aggregated in all, or so many `institutions` have given all they planned to, can afford no more or are in
+    quarantine; and every active one has given `updates_each`. Or `versions` are made. Or an aggregator has led for `seconds`,
+    pauses not counted. Or, by the figure `metric` on the operator's held-out rows, `target` was reached by so many versions
+    `in_a_row`; or none of the last `patience` versions was better than the best before them.
     `metric` alone names the figure by which the best version is kept; without it there is none.
     """
 
     updates: Annotated[int, Field(ge=1)] | None = None
+    institutions: Annotated[int, Field(ge=1)] | None = None
     updates_each: Annotated[int, Field(ge=0)] = 0
     versions: Annotated[int, Field(ge=1)] | None = None
     seconds: Positive | None = None
@@ -140,7 +142,8 @@ class Ending(Frozen):
     @property
     def is_open(self) -> bool:
         """Whether nothing but an order ends the run."""
-        return not self.needs_figures and (self.updates, self.versions, self.seconds) == (None, None, None)
+        conditions = (self.updates, self.institutions, self.versions, self.seconds)
+        return not self.needs_figures and all(each is None for each in conditions)
 
 
 class Limits(Frozen):

@@ -85,6 +85,27 @@ def test_nobody_waits_for_an_institution_that_has_left_the_plan(standing):
 
 
 @pytest.mark.parametrize(
+    ("of_two", "over_now"),
+    [
+        (({}, {}), False),
+        ((SPENT, {}), False),
+        ((SPENT, {"watermark": 20}), True),
+        (({"quarantined": True}, {"watermark": 20}), True),
+        ((SPENT | {"active": False}, SPENT), True),
+        ((SPENT, REFUSED), False),
+        ((SPENT, SPENT | {"removed": True}), False),
+    ],
+)
+def test_a_run_that_waits_for_two_institutions_does_not_wait_for_the_third(of_two, over_now):
+    """However many of their updates were rejected: this one is far from the number of updates that would end it."""
+    plan = a_plan(ending=Ending(updates=1000, institutions=2, updates_each=3), local=LocalPlan(updates=20))
+    table = members(bank_a=of_two[0], bank_b=of_two[1])
+    assert over(plan, table) == ("2 institutions have given all they could" if over_now else None)
+    late = {"counters": Counters(aggregated=2)}
+    assert over(plan, members(bank_a=of_two[0], bank_b=of_two[1], bank_c=late)) is None
+
+
+@pytest.mark.parametrize(
     ("privacy", "of_each", "reason"),
     [
         (DP, (SPENT, SPENT, SPENT), "has spent its budget"),
@@ -130,7 +151,7 @@ def test_totals_that_are_kept_up_entry_by_entry_are_those_of_the_whole_table():
         tally = tally.changed(plan, PLAN, entry, table[name_of("bank-b")])
         assert tally == Tally.of(plan, PLAN, table.values())
     # six of two others; one more member has three to give before anybody else has given as many as each must
-    assert tally == Tally(aggregated=6, behind=0, may_give=2, have_given=0, refuse=0)
+    assert tally == Tally(aggregated=6, behind=0, may_give=2, have_given=0, refuse=0, done=0)
     assert tally.changed(plan, PLAN, None, Entry(incarnation=1)).behind == 1
 
 

@@ -176,8 +176,9 @@ def test_the_page_of_an_older_run_shows_what_it_has(folder: Path):
         (Ending(updates=30, updates_each=2), "after 30 updates, at least 2 from each institution"),
         (Ending(metric="auc", target=0.8), "once AUC on held-out rows reaches 0.8"),
         (
-            Ending(metric="auc", target=0.8, in_a_row=3, versions=90, patience=9, seconds=60.0),
-            "once AUC on held-out rows reaches 0.8, 3 times in a row; or after 90 versions; "
+            Ending(metric="auc", target=0.8, institutions=5, in_a_row=3, versions=90, patience=9, seconds=60.0),
+            "once AUC on held-out rows reaches 0.8, 3 times in a row; or once 5 institutions have given all they could; "
+            "or after 90 versions; "
             "or after 9 versions without a better AUC; or after 60 seconds",
         ),
     ],
