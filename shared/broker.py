@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from shared.errors import RejectedMessageError
+
 Header = int | str | bool
 StreamStart = int | Literal["first", "last", "next"]
 
@@ -31,6 +33,7 @@ class Delivery:
     """A message as it arrived. `user_id` was validated by the broker; `offset` is set for streams only.
 
     `published_at` is what its publisher's clock said, in seconds since 1970: for people, and nothing may depend on it.
+    With a `fault` it is not what its author sent to this place, or cannot be read here: nothing in it may be believed.
     """
 
     queue: str
@@ -41,6 +44,7 @@ class Delivery:
     delivery_count: int = 0
     offset: int | None = None
     published_at: int | None = None
+    fault: RejectedMessageError | None = None
 
     def receipt(self) -> "Delivery":
         """The same without its body: all that is needed to settle it later, whatever the number of those that wait."""

@@ -14,7 +14,9 @@ FederationError
     ├── MalformedMessageError      the bytes are not ours, or are over a limit
     ├── UnsupportedSchemaError     written by another version of fedqueue
     ├── IncompatibleUpdateError    names, shapes or numbers that this model cannot take
-    └── UnknownInstitutionError    the author is not who the message says, or not a member
+    ├── UnknownInstitutionError    the author is not who the message says, or not a member
+    ├── ForgedMessageError         not signed by its author for this place, or altered since
+    └── SealedForOthersError       it cannot be read with these keys
 """
 
 
@@ -92,3 +94,11 @@ class IncompatibleUpdateError(RejectedMessageError):
 
 class UnknownInstitutionError(RejectedMessageError):
     """The broker-validated user is not the institution that the message names, or not a member."""
+
+
+class ForgedMessageError(RejectedMessageError):
+    """A message that its author did not sign for the place where it came, or that was altered since."""
+
+
+class SealedForOthersError(RejectedMessageError):
+    """A sealed message whose key was not wrapped for the one who reads it."""

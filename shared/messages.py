@@ -210,6 +210,7 @@ class Entry(Frozen):
 
     `standing` is what the institution said of the plan `standing_plan`, and has no meaning under another one. One that is not
     `active` was silent for long; its next message makes it active again. `strikes` is what it has against it, in halves.
+    With a `signing_key` it must sign everything; both are public keys of 32 bytes, in hexadecimal.
     """
 
     incarnation: Annotated[int, Field(ge=1)]
@@ -231,6 +232,8 @@ class Entry(Frozen):
     account: Account = Account()
     total_weight: HexFloat = "0x0.0p+0"
     counters: Counters = Counters()
+    signing_key: HashOrNone = ""
+    sealing_key: HashOrNone = ""
 
 
 class OperationOutcome(Frozen):
