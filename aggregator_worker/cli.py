@@ -14,7 +14,7 @@ from aggregator_worker.ending import demand_rows
 from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
-from broker_config.connection import connect
+from broker_config.connection import connect, guard_of
 from broker_config.service import process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
 from shared.errors import SettingsError
@@ -41,7 +41,7 @@ def aggregator(
     if check:
         typer.echo(check_broker(settings))
         return
-    run(lambda: connect(settings.broker, name=process_name("fedqueue-aggregator")), term, stopping)
+    run(lambda: connect(settings.broker, name=process_name("fedqueue-aggregator"), guard=term.guard), term, stopping)
     log.info("ended", reason="asked to")
 
 
@@ -59,6 +59,7 @@ def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> Te
         orphan_seconds=settings.durability.orphan_seconds,
         evaluate=evaluate,
         gate=gate,
+        guard=guard_of(settings.broker),
         on_admitted=settings.remember,
         on_report=lambda report: _keep_report(settings.state_folder / "reports.jsonl", report),
     )

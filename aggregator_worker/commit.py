@@ -101,6 +101,11 @@ class Committer:
         after_step("hints")
         return record
 
+    def seal_again(self, record: ManifestRecord) -> None:
+        """Publishes the head's model once more, for those who may read it now, and the head, which says where it stands."""
+        at = self._writers["model"].copy(record.manifest.model, record.model_at)
+        self._announce(with_best(replace(record, model_at=at)))
+
     def _record(self, federation: Federation, blobs: Mapping[str, Encoded], epoch: int) -> ManifestRecord:
         head = federation.head
         metrics = self._hooks.evaluate(federation.state.model) if blobs else head.manifest.metrics

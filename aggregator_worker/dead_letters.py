@@ -12,6 +12,8 @@ from shared.messages import Letter, Operation
 
 NO_TAG = 0
 """Of a letter that was taken back: it is settled with the order that carried it."""
+FAULT = "fault"
+"""The header of a letter whose author is in doubt: it never comes back."""
 _MAX_HEADER_CHARACTERS = 512
 
 
@@ -32,6 +34,8 @@ def _letter(message: Message, source: Delivery, reason: str) -> Message:
     kept = {name: value for name, value in message.headers.items() if name in HEADERS}
     headers = {name: value for name, value in kept.items() if len(str(value)) <= _MAX_HEADER_CHARACTERS}
     headers |= {"refused": reason[:200], "author": source.user_id or "", "queue": source.queue}
+    if source.fault is not None:
+        headers[FAULT] = type(source.fault).__name__
     return Message(message.body, message.kind, message.message_id, headers)
 
 
@@ -46,6 +50,8 @@ def taken_back(order: Operation, delivery: Delivery) -> tuple[str, Delivery]:
         raise RefusedOperationError(f"the order does not hold a letter: {error.errors()[0]['type']}") from error
     if found.headers.get("author") != found.author:
         raise RefusedOperationError("the order names another author than the letter")
+    if FAULT in found.headers:
+        raise RefusedOperationError("it was not signed by its author, or could not be opened: the institution must send it again")
     headers = {name: value for name, value in found.headers.items() if name in HEADERS}
     message = Message(found.body, found.kind, found.message_id, headers)
     return found.author, Delivery(

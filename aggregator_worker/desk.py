@@ -18,6 +18,7 @@ from shared.errors import (
     IncompatibleUpdateError,
     MalformedMessageError,
     RejectedMessageError,
+    ReplayedMessageError,
     UnknownInstitutionError,
     UnsupportedSchemaError,
 )
@@ -307,6 +308,8 @@ class Desk:
         require_issued(hello.incarnation, entry)
         if hello.incarnation < entry.incarnation:
             self.federation.count_duplicate(self.pseudonym_of(institution))
+        elif hello.nonce < entry.nonce:
+            raise ReplayedMessageError("its hello is older than the one that was answered last")
         else:
             self.federation.greet(self.pseudonym_of(institution), hello)
             self._greeted = True

@@ -1,5 +1,6 @@
 """The operator's orders, applied to the federation's table; each is settled by id in the next manifest."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from aggregator_worker.latest import most_institutions
 from broker_config.topology import checked_institution
 from shared.errors import SettingsError
 from shared.messages import Entry, Operation, OperationOutcome, Phase
+
+_KEY = re.compile(r"([0-9a-f]{64})?")
 
 
 class RefusedOperationError(ValueError):
@@ -102,8 +105,16 @@ def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any])
     if former is None and state.is_table and members >= most_institutions(len(state.model)):
         raise RefusedOperationError(f"{members} rows of {len(state.model)} tensors are all that a state can hold under this rule")
     fresh = former or Entry(incarnation=incarnation)
-    renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "active": True, "removed": False}
+    renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "active": True, "removed": False, **_keys(arguments)}
     federation.change(pseudonym, fresh.model_copy(update=renewed))
+
+
+def _keys(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """A newcomer's public keys; none of a former incarnation's is left."""
+    given = {name: arguments.get(name, "") for name in ("signing_key", "sealing_key")}
+    if not all(isinstance(key, str) and _KEY.fullmatch(key) for key in given.values()):
+        raise RefusedOperationError("a public key is 64 hexadecimal digits")
+    return given
 
 
 def _remove(federation: Federation, pseudonym: str) -> None:

@@ -19,6 +19,7 @@ from aggregator_worker.leadership import Leadership
 from aggregator_worker.model_uploads import ModelUploads
 from aggregator_worker.orders import Orders
 from aggregator_worker.server_state import ServerState
+from broker_config.guard import Guard
 from broker_config.streams import fetch_model, fetch_state, once_told
 from broker_config.topology import OPERATIONS, update_queue
 from shared import messages
@@ -59,7 +60,7 @@ def _nobody_admitted(_institution: str) -> None:
 class TermSettings:
     """What a term needs besides its broker. `members` names the institutions whose queues exist; `clock` is monotonic.
 
-    `evaluate` gives a model's figures on held-out rows; None where there are no such rows.
+    `evaluate` gives a model's figures on held-out rows; None where there are no such rows. `guard` is that of the connection.
     """
 
     claimant: str
@@ -72,6 +73,7 @@ class TermSettings:
     after_step: Callable[[str], None] = _no_step
     evaluate: Callable[[Parameters], Metrics] | None = None
     gate: Gate | None = None
+    guard: Guard | None = None
     on_report: Callable[[Report], None] = _no_report
     on_admitted: Callable[[str], None] = _nobody_admitted
     clock: Callable[[], float] = time.monotonic
@@ -158,9 +160,20 @@ class Term:
             clock=settings.clock,
             longest_wait_seconds=settings.consumer_timeout_seconds / 4,
         )
+        self._share_keys(federation)
         self._broker.consume(OPERATIONS, prefetch=8)
         self._follow_members(desk)
         return desk
+
+    def _share_keys(self, federation: Federation) -> None:
+        """Has the connection believe, and seal for, those who are members by the newest table."""
+        guard = self._settings.guard
+        if guard is None:
+            return
+        known = {name: federation.entry(self._pseudonym(name)) for name in self._settings.members()}
+        signing = {name: entry.signing_key for name, entry in known.items() if entry is not None and entry.signing_key}
+        members = [entry for entry in federation.table.values() if not entry.removed]
+        guard.follow(signing, [entry.sealing_key for entry in members if entry.sealing_key])
 
     def _pseudonym(self, institution: str) -> str:
         return messages.pseudonym(self._settings.run_secret, institution)
@@ -223,6 +236,15 @@ class Term:
             self._settings.on_admitted(str(operation.arguments["institution"]))
         self._orders.append(operation)
 
+    def _follow_orders(self, desk: Desk, committer: Committer) -> None:
+        guard, moved = self._settings.guard, any(order.kind in ("admit", "remove") for order in self._orders)
+        if moved:
+            self._share_keys(desk.federation)
+        while self._orders:
+            self._heed(desk, self._orders.pop(0))
+        if moved and guard is not None and guard.trust.sealed:
+            committer.seal_again(desk.federation.head)
+
     def _heed(self, desk: Desk, operation: Operation) -> None:
         """Listens to an admitted institution's queue, and no more to a removed one's, once the manifest says so."""
         if operation.kind not in ("admit", "remove"):
@@ -240,8 +262,7 @@ class Term:
         desk.federation.advance(self._lead.reader.lineage)
         desk.committed(new_version=new_version)
         self._group = 0
-        while self._orders:
-            self._heed(desk, self._orders.pop(0))
+        self._follow_orders(desk, committer)
         manifest = record.manifest
         log.info(
             "committed",

@@ -10,9 +10,12 @@ from urllib.parse import unquote, urlsplit
 import pika
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from broker_config.guard import Guard
+from broker_config.guarded import GuardedBroker
 from broker_config.link import Link
 from broker_config.pika_errors import translated
 from broker_config.rabbitmq import RabbitmqBroker
+from shared.broker import Broker
 from shared.errors import SettingsError
 
 _FORM = "amqp://host:port/vhost"
@@ -29,6 +32,7 @@ class ConnectionSettings(BaseModel):
     user: str
     password: SecretStr | None = None
     password_file: Path | None = None
+    keys_folder: Path | None = None
     heartbeat_seconds: int = Field(default=30, ge=2, le=600)
     blocked_timeout_seconds: int = Field(default=300, ge=1)
 
@@ -46,12 +50,14 @@ class ConnectionSettings(BaseModel):
         return _password_in(self.password_file)
 
 
-def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
+def connect(settings: ConnectionSettings, *, name: str, guard: Guard | None = None) -> Broker:
     """A connection to the first node that answers; `name` is what the management UI shows for it.
 
-    Raises SettingsError for an unusable url or password file, TopologyError where the login is refused,
+    Messages are signed and checked by `guard`, or else by one made of the settings' folder of keys, where there is one.
+    Raises SettingsError for an unusable url, key or password file, TopologyError where the login is refused,
     BrokerUnavailableError where no node answers.
     """
+    guard = guard or guard_of(settings)
     nodes = _nodes(settings, name)
     places = _places(nodes)
 
@@ -60,7 +66,13 @@ def connect(settings: ConnectionSettings, *, name: str) -> RabbitmqBroker:
         with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
             return Link(nodes)
 
-    return RabbitmqBroker(connected, user=settings.user, where=places)
+    broker = RabbitmqBroker(connected, user=settings.user, where=places)
+    return broker if guard is None else GuardedBroker(broker, guard)
+
+
+def guard_of(settings: ConnectionSettings) -> Guard | None:
+    """The rules of a folder of keys, fresh from disk; None where messages are not signed. Raises SettingsError."""
+    return None if settings.keys_folder is None else Guard.load(settings.keys_folder)
 
 
 def waiting_messages(settings: ConnectionSettings, queue: str) -> int:

@@ -76,6 +76,10 @@ class ModelReader:
 
     def take(self, delivery: Delivery) -> None:
         """One message of the model stream. Raises StorageError when the spool cannot be written."""
+        if delivery.fault is not None:
+            self._broker.ack(delivery)
+            log.warning("a model's chunk is ignored", offset=delivery.offset, reason=str(delivery.fault))
+            return
         if self._subscribed_for == "":
             self._broker.ack(delivery)
             self._kept[str(delivery.message.headers.get("id"))] = delivery.message.body

@@ -133,7 +133,7 @@ class BlobWriter:
         """Sees to it that a blob stands whole in the stream: continues after the chunks that are there from `at` on."""
         start, present = self.place(blob, plan).offset, 0
         for delivery in self._broker.read(self._stream, at.offset, count=None, idle_seconds=IDLE_SECONDS):
-            headers = delivery.message.headers
+            headers = {} if delivery.fault else delivery.message.headers
             if headers.get("id") == blob.hash and headers.get("chunk") == present:
                 start, present = (delivery.offset or 0) if present == 0 else start, present + 1
             if present == at.chunks:
@@ -188,6 +188,9 @@ def chunks_of(
         found = False
         for delivery in broker.read(stream, start, count=min(missing, at_once), idle_seconds=idle_seconds):
             found, start = True, 1 + (delivery.offset or 0)
+            if delivery.fault is not None:
+                log.warning("chunk ignored", stream=stream, offset=delivery.offset, reason=str(delivery.fault))
+                continue
             if delivery.message.headers.get("id") != blob.hash:
                 continue
             chunk = head(delivery.message, max_bytes=blob.size)
@@ -301,6 +304,8 @@ class LineageReader:
         """Folds one delivery of the lineage stream."""
         self.read_to = delivery.offset if delivery.offset is not None else self.read_to
         try:
+            if delivery.fault is not None:
+                raise delivery.fault
             body, kind = delivery.message.body, delivery.message.kind
             if kind == "claim":
                 claim = messages.decode(Claim, "claim", body, max_bytes=MAX_RECORD_BYTES)

@@ -139,6 +139,16 @@ def institution_of(queue: str) -> str | None:
     return queue.removeprefix(_UPDATES) if queue.startswith(_UPDATES) else None
 
 
+def control_institution(queue: str) -> str | None:
+    """The institution to which the hints of a queue go."""
+    return queue.removeprefix(_CONTROL) if queue.startswith(_CONTROL) else None
+
+
+def journal_institution(queue: str) -> str | None:
+    """The institution whose updates a journal keeps."""
+    return queue.removeprefix(_JOURNAL) if queue.startswith(_JOURNAL) else None
+
+
 def entrance(queue: str) -> str:
     """The fanout exchange in front of a queue.
 

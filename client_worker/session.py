@@ -1,7 +1,6 @@
 """The institution's loop over one connection: newest model in, sealed update out, and the wait until it is settled."""
 
 import random
-import secrets
 import time
 
 import structlog
@@ -12,7 +11,7 @@ from broker_config.topology import LINEAGE, MODEL, control_queue
 from client_worker.local_work import Base, LocalWork
 from client_worker.policy import PlanRefusedError, require_task
 from client_worker.sending import REFUSED_PAUSE_SECONDS, Sender
-from client_worker.standing import SameModelPause, require_membership, require_own, require_same_history
+from client_worker.standing import SameModelPause, next_nonce, require_membership, require_own, require_same_history
 from shared import messages, parameters
 from shared.broker import Broker, Delivery
 from shared.errors import PrivacyBudgetExhaustedError, RejectedMessageError, SettingsError
@@ -46,7 +45,7 @@ class Session:
         self._reader = LineageReader(broker, on_record=self._note_outcomes)
         self._models = ModelReader(broker, work.spool)
         self._sender = Sender(work, broker)
-        self._nonce = secrets.token_hex(8)
+        self._nonce = ""
         self._greeted = False
         self._outcomes: dict[int, str] = {}
         self._settled_from: Lineage | None = None
@@ -109,6 +108,8 @@ class Session:
 
     def _hear(self, delivery: Delivery) -> None:
         try:
+            if delivery.fault is not None:
+                raise delivery.fault
             hint = messages.decode(Control, "control", delivery.message.body, max_bytes=2**16)
         except RejectedMessageError as error:
             log.warning("hint ignored", reason=str(error))
@@ -122,6 +123,7 @@ class Session:
 
     def _say_hello(self) -> None:
         member, (sequence, digest) = self._work.member, self._work.ledger.head
+        self._nonce = next_nonce(require_membership(self._reader.lineage, member).nonce)
         hello = Hello(
             run_id=member.run_id,
             institution=member.institution,

@@ -26,6 +26,11 @@ def require_membership(lineage: Lineage, member: Member) -> Entry:
     return entry
 
 
+def next_nonce(former: str) -> str:
+    """A nonce above the one that was answered last, also where a clock was set back: an older hello is taken for a replay."""
+    return f"{max(time.time_ns(), int(former or '0', 16) + 1):016x}"
+
+
 def require_same_history(entry: Entry, head_sequence: int, kept: Mapping[int, Sealed]) -> None:
     """Whether every update above the watermark can be sent again; `kept` is the outbox by sequence.
 

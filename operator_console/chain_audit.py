@@ -29,6 +29,7 @@ class Found:
     lost_claims: int = 0
     repeats: int = 0
     deposed: int = 0
+    forged: int = 0
     first_at_ms: int = 0
     last_at_ms: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -55,6 +56,9 @@ class ChainAudit:
     def take(self, delivery: Delivery) -> None:
         """One record. Raises BrokenLineageError naming the first thing that does not hold."""
         self.found.records += 1
+        if delivery.fault is not None:
+            self.found.forged += 1
+            return
         try:
             if delivery.message.kind == "claim":
                 self._take_claim(messages.decode(Claim, "claim", delivery.message.body, max_bytes=len(delivery.message.body)))

@@ -181,7 +181,9 @@ def requeue_order(letter: Letter, run_id: str) -> Operation:
 
     Raises UnusableLetterError where no order could be made of what its author or the message's name are.
     """
-    message = letter.delivery.message
+    message, fault = letter.delivery.message, letter.delivery.fault
+    if fault is not None:
+        raise UnusableLetterError(f"it cannot be taken in again: {fault}")
     try:
         original = messages.Letter(
             author=letter.author,

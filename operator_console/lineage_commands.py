@@ -74,6 +74,7 @@ def summary(found: Found, names: Mapping[str, str]) -> Table:
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(found.outcomes.items())) or "none"
     ignored = (
         f"{found.lost_claims} claims that came too late, {found.deposed} records of deposed leaders, {found.repeats} repeats"
+        + (f", {found.forged} that no aggregator signed" if found.forged else "")
     )
     table.add_row("versions", f"{beginning} to {found.last_version}")
     table.add_row("manifests", f"{found.manifests:,} in {found.records:,} records")

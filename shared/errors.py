@@ -16,6 +16,7 @@ FederationError
     ├── IncompatibleUpdateError    names, shapes or numbers that this model cannot take
     ├── UnknownInstitutionError    the author is not who the message says, or not a member
     ├── ForgedMessageError         not signed by its author for this place, or altered since
+    ├── ReplayedMessageError       it was sent before, and is not to be taken twice
     └── SealedForOthersError       it cannot be read with these keys
 """
 
@@ -98,6 +99,10 @@ class UnknownInstitutionError(RejectedMessageError):
 
 class ForgedMessageError(RejectedMessageError):
     """A message that its author did not sign for the place where it came, or that was altered since."""
+
+
+class ReplayedMessageError(RejectedMessageError):
+    """A message that its author did sign, and that comes again when something newer has taken its place."""
 
 
 class SealedForOthersError(RejectedMessageError):

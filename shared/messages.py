@@ -71,7 +71,10 @@ class Update(Frozen):
 
 
 class Hello(Frozen):
-    """Sent at every start of a client worker; the next manifest echoes `nonce` in the institution's entry."""
+    """Sent at every start of a client worker; the next manifest echoes `nonce` in the institution's entry.
+
+    A nonce is above every earlier one of its institution, as hexadecimal digits.
+    """
 
     run_id: RunId
     institution: InstitutionId
