@@ -151,6 +151,9 @@ class Limits(Frozen):
 
     Versions are at least `version_spacing_seconds` apart, so that a slow link can finish a download before the stream that
     holds the last models drops it. That stream is sure to hold `models_held`; for half as long the best one may stay where it is.
+
+    An institution that sends more than `updates_per_hour`, or more than `useless_per_minute` that settle no update, is not listened
+    to for a while. Of what is refused of it, `letters_per_day` are dead letters and the rest is counted. None is without limit.
     """
 
     institutions: Annotated[int, Field(ge=1)] = 200
@@ -159,6 +162,9 @@ class Limits(Frozen):
     manifest_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
     version_spacing_seconds: NotNegative = 0.0
     models_held: Annotated[int, Field(ge=2)] = 4
+    updates_per_hour: Annotated[int, Field(ge=1)] | None = None
+    useless_per_minute: Annotated[int, Field(ge=1)] | None = 1000
+    letters_per_day: Annotated[int, Field(ge=1)] | None = 100
 
 
 class SimulatedCost(Frozen):
