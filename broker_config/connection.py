@@ -1,6 +1,8 @@
 """Where the broker is and who we are there, as settings; and the connection made from them."""
 
+import ipaddress
 import random
+import ssl
 import stat
 import warnings
 from pathlib import Path
@@ -15,38 +17,63 @@ from broker_config.guarded import GuardedBroker
 from broker_config.link import Link
 from broker_config.pika_errors import translated
 from broker_config.rabbitmq import RabbitmqBroker
+from broker_config.tls import TlsFiles
 from shared.broker import Broker
 from shared.errors import SettingsError
 
-_FORM = "amqp://host:port/vhost"
-_AMQP_PORT = 5672
+_FORM = "amqps://host:port/vhost, or amqp://host:port/vhost on this computer,"
+_PORTS = {"amqp": 5672, "amqps": 5671}
 _CONNECT_SECONDS = 10
 
 
 class ConnectionSettings(BaseModel):
-    """One login on one broker; `url` may list the nodes of a cluster, separated by commas, and carries no credentials."""
+    """One login on one broker; `url` may list the nodes of a cluster, separated by commas, and carries no credentials.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Over TLS, amqps://, the login is a certificate with its key, in files; otherwise it is a password.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str
     user: str
     password: SecretStr | None = None
     password_file: Path | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    everybody_on_the_network_may_read_and_change_what_i_send: bool = False
     keys_folder: Path | None = None
     heartbeat_seconds: int = Field(default=30, ge=2, le=600)
     blocked_timeout_seconds: int = Field(default=300, ge=1)
 
     @model_validator(mode="after")
-    def _one_password(self) -> "ConnectionSettings":
-        if (self.password is None) == (self.password_file is None):
-            raise ValueError("exactly one of password and password_file is needed")
+    def _one_way_to_log_in(self) -> "ConnectionSettings":
+        ways = (self.password, self.password_file, self.certificate_file)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("exactly one of password, password_file and certificate_file is needed")
+        if self.certificate_file is not None and None in (self.ca_file, self.key_file):
+            raise ValueError("certificate_file needs ca_file and key_file beside it")
+        if self.certificate_file is None and (self.ca_file, self.key_file) != (None, None):
+            raise ValueError("ca_file and key_file go with certificate_file")
+        try:
+            _demand_safe(self)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         return self
 
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of a connection over TLS."""
+        if self.ca_file is None or self.certificate_file is None or self.key_file is None:
+            return None
+        return TlsFiles(self.ca_file, self.certificate_file, self.key_file)
+
     def secret(self) -> str:
-        """The password; a file that others can read is used with a warning."""
+        """The password; a file that others can read is used with a warning. Raises SettingsError where a certificate is used."""
         if self.password is not None:
             return self.password.get_secret_value()
-        assert self.password_file is not None  # noqa: S101  _one_password holds it
+        if self.password_file is None:
+            raise SettingsError(f"{self.user} has a certificate and no password")
         return _password_in(self.password_file)
 
 
@@ -92,20 +119,56 @@ def _looked_at(settings: ConnectionSettings, queue: str) -> Any:
 
 
 def _nodes(settings: ConnectionSettings, name: str) -> list[pika.ConnectionParameters]:
-    return [_parameters(url.strip(), settings, name) for url in settings.url.split(",")]
+    _demand_safe(settings)
+    context = None if settings.tls is None else settings.tls.context(settings.user)
+    return [_parameters(url, settings, name, context) for url in _urls(settings)]
+
+
+def _urls(settings: ConnectionSettings) -> list[str]:
+    return [url.strip() for url in settings.url.split(",")]
+
+
+def _demand_safe(settings: ConnectionSettings) -> None:
+    """Raises SettingsError for urls that are none, that do not go with the login, or over which others could read along."""
+    for url in _urls(settings):
+        host, _, _ = address(url)
+        over_tls = url.startswith("amqps:")
+        if over_tls and settings.certificate_file is None:
+            raise SettingsError(f"{url} is TLS: it needs certificate_file, key_file and ca_file, and no password")
+        if not over_tls and settings.certificate_file is not None:
+            raise SettingsError(f"{url} is not TLS: with a certificate, write amqps://")
+        open_to_all = settings.everybody_on_the_network_may_read_and_change_what_i_send
+        if not over_tls and not open_to_all and not is_loopback(host):
+            raise SettingsError(
+                f"{url} leaves this computer unencrypted: write amqps:// with the certificate of the kit, or, if every computer "
+                "on the way may read the password and change what is sent, set "
+                "everybody_on_the_network_may_read_and_change_what_i_send = true"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to a host stays on this computer, as far as its name tells."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _places(nodes: list[pika.ConnectionParameters]) -> str:
     return ", ".join(f"{node.host}:{node.port}" for node in nodes)
 
 
-def _parameters(url: str, settings: ConnectionSettings, name: str) -> pika.ConnectionParameters:
+def _parameters(url: str, settings: ConnectionSettings, name: str, context: ssl.SSLContext | None) -> pika.ConnectionParameters:
     host, port, vhost = address(url)
+    credentials = (
+        pika.PlainCredentials(settings.user, settings.secret()) if context is None else pika.credentials.ExternalCredentials()
+    )
     return pika.ConnectionParameters(
         host=host,
         port=port,
         virtual_host=vhost,
-        credentials=pika.PlainCredentials(settings.user, settings.secret()),
+        credentials=credentials,
+        ssl_options=None if context is None else pika.SSLOptions(context, host),
         heartbeat=settings.heartbeat_seconds,
         blocked_connection_timeout=settings.blocked_timeout_seconds,
         socket_timeout=_CONNECT_SECONDS,
@@ -118,12 +181,12 @@ def address(url: str) -> tuple[str, int, str]:
     """Host, port and virtual host of an AMQP url without credentials."""
     parts = urlsplit(url)
     try:
-        port = parts.port or _AMQP_PORT
+        port = parts.port or _PORTS.get(parts.scheme, 0)
     except ValueError:
         raise SettingsError(f"broker url: {_FORM} is needed, and the port is not a number up to 65535") from None
     if parts.username is not None or parts.password is not None:
         raise SettingsError(f"broker url: {_FORM} without user and password, which have settings of their own")
-    if parts.scheme != "amqp" or not parts.hostname:
+    if parts.scheme not in _PORTS or not parts.hostname:
         raise SettingsError(f"broker url {url!r}: {_FORM} is needed")
     return parts.hostname, port, unquote(parts.path.removeprefix("/")) or "/"
 
