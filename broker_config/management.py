@@ -1,5 +1,6 @@
 """The management API of RabbitMQ, as far as an operator of a federation needs it."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +20,16 @@ class Management:
     Every method raises BrokerUnavailableError where the API does not answer, TopologyError where it refuses.
     """
 
-    def __init__(self, url: str, *, user: str, password: str, vhost: str) -> None:
+    def __init__(self, url: str, *, user: str, password: str, vhost: str, ca_file: Path | None = None) -> None:
+        """`ca_file` is believed for https beside the authorities that the system believes."""
         self.vhost = vhost
         self.user = user
         self._url = url
-        self._client = httpx.Client(base_url=url, auth=(user, password), timeout=_TIMEOUT_SECONDS, trust_env=False)
+        context = httpx.create_ssl_context()
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+        auth = (user, password)
+        self._client = httpx.Client(base_url=url, auth=auth, verify=context, timeout=_TIMEOUT_SECONDS, trust_env=False)
 
     def __enter__(self) -> "Management":
         return self

@@ -10,7 +10,7 @@ from typing import Any
 from broker_config.connection import waiting_messages
 from broker_config.definitions import ADMIN, Document, Permission, definitions, password_hash, users
 from broker_config.drift import EXTRA, Drift, drifts
-from broker_config.logins import Logins
+from broker_config.logins import FILE, Logins
 from broker_config.management import Management
 from broker_config.room import allowed_bytes, demand_room
 from broker_config.topology import (
@@ -24,7 +24,7 @@ from broker_config.topology import (
     topology,
     update_queue,
 )
-from shared.errors import TopologyError
+from shared.errors import SettingsError, TopologyError
 
 # A queue's statistics reach the management API up to two of its 5 s intervals late.
 _STATISTICS_SECONDS = 12.0
@@ -32,10 +32,11 @@ _SALT_BYTES = 4
 
 
 @contextmanager
-def administration(logins: Logins) -> Iterator[Management]:
-    """The management API as the administrator of `logins`."""
-    password = logins.users[logins.administrator]
-    with Management(logins.management, user=logins.administrator, password=password, vhost=logins.vhost) as management:
+def administration(logins: Logins, user: str | None = None) -> Iterator[Management]:
+    """The management API as the administrator of `logins`, or as another user that may look at it."""
+    name = user or logins.administrator
+    login = {"user": name, "password": logins.users[name], "vhost": logins.vhost}
+    with Management(logins.management, ca_file=logins.ca_file, **login) as management:
         yield management
 
 
@@ -151,16 +152,19 @@ def _strangers(logins: Logins, objects: Topology, present: Mapping[str, Any]) ->
 
 
 def _password(logins: Logins, name: str) -> str:
-    return logins.settings(name).secret()
+    if name not in logins.users:
+        raise SettingsError(f"{FILE} has no login {name}; `fedqueue institution add {name}` creates one")
+    return logins.users[name]
 
 
 def _fresh_hash(password: str) -> str:
-    return password_hash(password, secrets.token_bytes(_SALT_BYTES))
+    # Without a password, RabbitMQ's own mark of a user that no password lets in.
+    return password_hash(password, secrets.token_bytes(_SALT_BYTES)) if password else ""
 
 
 def _matches(user: Mapping[str, Any], password: str) -> bool:
     stored = str(user["password_hash"])
-    return stored == password_hash(password, base64.b64decode(stored)[:_SALT_BYTES])
+    return stored == (password_hash(password, base64.b64decode(stored)[:_SALT_BYTES]) if password else "")
 
 
 def _holds(present: Mapping[str, Any], vhost: str, queue: str) -> bool:

@@ -14,7 +14,7 @@ from rich.text import Text
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR, VIEWER
 from broker_config.logins import Logins
-from broker_config.management import Management
+from broker_config.provision import administration
 from broker_config.streams import LineageReader
 from broker_config.topology import DEAD_LETTERS, update_queue
 from operator_console.broker_commands import DEFAULT_FOLDER
@@ -138,9 +138,8 @@ class StatusSession:
     def depths(self) -> Depths | None:
         """Messages in every queue, some seconds old; None where the management API does not answer."""
         logins = self._logins
-        access = {"user": OPERATOR, "password": logins.users[OPERATOR], "vhost": logins.vhost}
         try:
-            with Management(logins.management, **access) as management:
+            with administration(logins, OPERATOR) as management:
                 return {str(queue["name"]): int(queue.get("messages", 0)) for queue in management.queues()}
         except FederationError:
             return None
