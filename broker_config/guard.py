@@ -92,20 +92,24 @@ class Guard:
             return None
         if queue == OPERATIONS:
             return Authorship("the operator", entrance(queue), (trust.operator.signing,))
-        institution = institution_of(queue) or journal_institution(queue)
+        institution = journal_institution(queue)
         if queue == DEAD_LETTERS and delivery.user_id != AGGREGATOR:
             institution = delivery.user_id or ""  # the broker put it there, as it came from its author
+        if institution is not None:
+            return self._of_institution(institution, former=trust.former.get(institution, ()))
+        institution = institution_of(queue)
         if institution is not None:
             return self._of_institution(institution)
         if queue == DEAD_LETTERS or control_institution(queue) is not None:
             return Authorship("an aggregator", entrance(queue), aggregators)
         return Authorship("an aggregator or the operator", entrance(queue), (*aggregators, trust.operator.signing))
 
-    def _of_institution(self, institution: str) -> Authorship:
-        key = self.signing.get(institution)
-        if key is None:
+    def _of_institution(self, institution: str, *, former: Iterable[str] = ()) -> Authorship:
+        present = [self.signing[institution]] if institution in self.signing else []
+        keys = (*present, *former)
+        if not keys:
             raise UnknownInstitutionError(f"no key of {institution[:64]!r} is known: the operator admits it with its keys")
-        return Authorship(institution, entrance(update_queue(institution)), (key,))
+        return Authorship(institution, entrance(update_queue(institution)), keys)
 
     def _content_key(self, queue: str, message: Message) -> ContentKey:
         """A key for one message; all chunks of a model have the same."""

@@ -36,20 +36,21 @@ class PublicKeys(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """Eight groups of four digits for two people to compare by telephone: the beginning of SHA-256 over both keys."""
-        digest = hashlib.sha256(bytes.fromhex(self.signing + self.sealing)).hexdigest()
-        return " ".join(digest[place : place + 4] for place in range(0, 32, 4))
+        """What two people compare by telephone, of both keys."""
+        return fingerprint(bytes.fromhex(self.signing + self.sealing))
 
 
 class Trust(Frozen):
     """`trust.json`: whom the owner of a folder of keys believes. An institution knows the operator and the aggregators only.
 
+    `former` are the signing keys of institutions' earlier incarnations, by which the operator reads what they once sent.
     `sealed` is whether updates, models, states and orders must be sealed.
     """
 
     operator: PublicKeys
     aggregators: dict[str, PublicKeys]
     institutions: dict[str, PublicKeys] = Field(default_factory=dict)
+    former: dict[str, tuple[RawKey, ...]] = Field(default_factory=dict)
     sealed: bool = False
 
     @classmethod
@@ -74,6 +75,14 @@ class Trust(Frozen):
     def with_institutions(self, institutions: Mapping[str, PublicKeys]) -> "Trust":
         """The same with these institutions beside those that it holds."""
         return self.model_copy(update={"institutions": {**self.institutions, **institutions}})
+
+    def without(self, institution: str) -> "Trust":
+        """The same with an institution's key among the former ones."""
+        left = {name: keys for name, keys in self.institutions.items() if name != institution}
+        gone = tuple(keys.signing for name, keys in self.institutions.items() if name == institution)
+        earlier = self.former.get(institution, ())
+        former = {**self.former, institution: (*earlier, *(key for key in gone if key not in earlier))}
+        return self.model_copy(update={"institutions": left, "former": former})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,12 @@ class Identity:
         return PublicKeys(
             signing=self.signing.public_key().public_bytes_raw().hex(), sealing=self.sealing.public_key().public_bytes_raw().hex()
         )
+
+
+def fingerprint(content: bytes) -> str:
+    """Eight groups of four digits for two people to compare by telephone: the beginning of SHA-256."""
+    digest = hashlib.sha256(content).hexdigest()
+    return " ".join(digest[place : place + 4] for place in range(0, 32, 4))
 
 
 def _private_key(file: Path) -> object:

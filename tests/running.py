@@ -48,7 +48,14 @@ def half_way(institution: str, model: Parameters) -> dict[str, Any]:
     return {name: ((TARGETS[institution] - array) * np.float32(0.5)).astype(np.float32) for name, array in model.items()}
 
 
-def begin(server: Server, plan: Plan, members: Sequence[str] = NAMES, *, model: Parameters = ZERO) -> None:
+def begin(
+    server: Server,
+    plan: Plan,
+    members: Sequence[str] = NAMES,
+    *,
+    model: Parameters = ZERO,
+    table: Mapping[str, Entry] | None = None,
+) -> None:
     """Version 0 on empty streams, without the second that `aggregator_worker.genesis` takes to be sure that they are."""
     operator = server.connect("operator")
     publish_claim(operator, a_claim(1))
@@ -57,7 +64,7 @@ def begin(server: Server, plan: Plan, members: Sequence[str] = NAMES, *, model: 
     chunks = list(split(content, kind="model", run_id=RUN, identity=blob.hash, chunk_bytes=plan.limits.chunk_bytes))
     for chunk in chunks:
         operator.publish(MODEL, chunk)
-    manifest = a_manifest(model=blob, plan=plan, plan_hash=plan.hash, table=members_table(members))
+    manifest = a_manifest(model=blob, plan=plan, plan_hash=plan.hash, table=dict(table or members_table(members)))
     publish_record(operator, messages.manifest_record(1, manifest, Location(offset=0, chunks=len(chunks))))
     operator.close()
 
