@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from aggregator_worker.admission import Number, Order, admit, check_author, number_in, order, require_issued
-from aggregator_worker.dead_letters import NO_TAG, put_aside, put_aside_whole
+from aggregator_worker.dead_letters import NO_TAG
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
+from aggregator_worker.rates import Rates
+from aggregator_worker.refusals import Refusals
 from shared import messages
 from shared.broker import Broker, Delivery
 from shared.compact import Delta
@@ -67,10 +69,14 @@ class Desk:
     _pending_since: float | None = None
     _greeted: bool = False
     _version_since: float = -math.inf
+    rates: Rates = field(init=False)
+    _refusals: Refusals = field(init=False)
     _timed_to: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._timed_to = self.clock()
+        self.rates = Rates(self.federation.plan.limits)
+        self._refusals = Refusals(self.broker, self.rates, self.clock)
 
     def take(self, delivery: Delivery, institution: str) -> None:
         """Handles one delivery of an update queue; whatever cannot be used goes to the dead letters with its reason."""
@@ -96,6 +102,8 @@ class Desk:
         )
         settlement = federation.settle(pseudonym, update, upload.head.content, admission=admission, delta=delta)
         upload.close()
+        if upload.deliveries:
+            self._count_update(institution, settlement)
         self.keep(*upload.deliveries)
         self._tell(institution, settlement)
         log.info(
@@ -165,6 +173,20 @@ class Desk:
             for early in waiting.values():
                 early.upload.close()
 
+    def forget(self, institution: str) -> None:
+        """Lets go of what waits for an institution and is not settled: it will be delivered again."""
+        self.intake.forget(institution)
+        for early in self._early.pop(institution, {}).values():
+            early.upload.close()
+
+    def _count_update(self, institution: str, settlement: Settlement) -> None:
+        self.rates.update(institution, now=self.clock())
+        if settlement.outcome != "aggregated":
+            self._count_useless(institution)
+
+    def _count_useless(self, institution: str) -> None:
+        self.rates.useless(institution, now=self.clock())
+
     def _acknowledge(self, deliveries: list[Delivery]) -> None:
         self.broker.ack(*(delivery for delivery in deliveries if delivery.tag != NO_TAG))
 
@@ -172,6 +194,9 @@ class Desk:
         """Acknowledges what carries nothing new."""
         self._acknowledge(self.intake.surplus)
         self.intake.surplus.clear()
+        while self.intake.wasted:
+            sender, count, size = self.intake.wasted.pop()
+            self.rates.useless(sender, messages=count, size=size, now=self.clock())
 
     def _take_whole(self, institution: str, upload: Upload) -> None:
         try:
@@ -187,6 +212,8 @@ class Desk:
 
     def _take_upload(self, institution: str, upload: Upload) -> None:
         entry = self.member(institution)
+        if upload.head.kind != "update":
+            self._count_useless(institution)
         match upload.head.kind:
             case "update":
                 self._take_update(institution, upload, entry)
@@ -223,6 +250,7 @@ class Desk:
         content, pseudonym = upload.head.content, self.pseudonym_of(institution)
         reason = str(error)[:200]
         settlement = self.federation.settle_unread(pseudonym, number, outcome="rejected", reason=reason, content=content)
+        self.rates.update(institution, now=self.clock())
         say_quarantined(institution, entry, self.federation.table[pseudonym], reason)
         self.keep(*upload.deliveries)
         self._tell(institution, settlement)
@@ -246,6 +274,7 @@ class Desk:
         self._acknowledge(upload.deliveries)
         upload.close()
         self.federation.count_duplicate(self.pseudonym_of(institution))
+        self._count_useless(institution)
         self._note_pending()
         log.info("delivery", kind="update", institution=institution, sequence=update.sequence, outcome="duplicate")
 
@@ -257,6 +286,7 @@ class Desk:
         former = waiting.pop(update.sequence, None)
         if former is not None:
             self._acknowledge(former.upload.deliveries)
+            self._count_useless(institution)
             former.upload.close()
         self.intake.park(upload)
         waiting[update.sequence] = _Early(update, upload, self.clock())
@@ -351,27 +381,16 @@ class Desk:
             self._pending_since = self.clock()
 
     def _refuse(self, delivery: Delivery, institution: str, error: RejectedMessageError) -> None:
-        """A copy with its reason goes to the dead letters, then the delivery is acknowledged."""
-        put_aside(self.broker, delivery, reason=str(error))
+        self._refusals.note(institution, delivery, error)
         self.broker.ack(delivery)
-        say_refused(institution, error)
 
     def _refuse_whole(self, institution: str, upload: Upload, error: RejectedMessageError) -> None:
-        """As `_refuse`, for all chunks of an upload together, so that it can be taken back whole.
-
-        Where its number is settled by this, the commit acknowledges.
-        """
+        """Where its number is settled by this, the commit acknowledges."""
         chunk_bytes = self.federation.plan.limits.chunk_bytes
-        put_aside_whole(self.broker, upload, self.intake.load(upload), chunk_bytes=chunk_bytes, reason=str(error))
+        self._refusals.note_whole(institution, upload, self.intake.load(upload), error, chunk_bytes=chunk_bytes)
         upload.close()
         if not self._settle_unreadable(institution, upload, error):
             self._acknowledge(upload.deliveries)
-        say_refused(institution, error)
-
-
-def say_refused(sender: str, error: RejectedMessageError) -> None:
-    """One line of the log for what went to the dead letters."""
-    log.warning("delivery", institution=sender, outcome="refused", error=type(error).__name__, reason=str(error)[:200])
 
 
 def say_quarantined(institution: str, before: Entry, after: Entry, reason: str) -> None:

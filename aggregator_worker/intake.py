@@ -75,6 +75,8 @@ class Intake:
         self._buffer = bytearray()
         self.surplus: list[Delivery] = []
         """Deliveries that carry nothing new and are to be acknowledged at once."""
+        self.wasted: list[tuple[str, int, int]] = []
+        """Whose they were, how many, and how many bytes."""
 
     def take(self, sender: str, delivery: Delivery, *, now: float) -> Upload | None:
         """One chunk in; the upload out once it is whole. Raises RejectedMessageError for what can never become one."""
@@ -131,7 +133,10 @@ class Intake:
         known = chunk.chunk < partial.assembly.received
         complete = partial.assembly.add(chunk, delivery.message.body)
         partial.touched = now
-        (self.surplus if known else partial.deliveries).append(delivery.receipt())
+        if known:
+            self._waste(sender, [delivery.receipt()], len(delivery.message.body))
+        else:
+            partial.deliveries.append(delivery.receipt())
         return self._finish(sender, partial) if complete else None
 
     def _finish(self, sender: str, partial: _Partial) -> Upload:
@@ -140,8 +145,8 @@ class Intake:
         try:
             partial.assembly.check()
         except MalformedMessageError:
+            self._waste(sender, partial.deliveries[:-1], partial.spool.tell())
             _let_go(partial.spool)
-            self.surplus += partial.deliveries[:-1]
             raise
         return Upload(partial.assembly.first, partial.deliveries, None, partial.spool)
 
@@ -157,10 +162,20 @@ class Intake:
         while self._partials:
             _let_go(self._partials.popitem()[1].spool)
 
+    def forget(self, sender: str) -> None:
+        """Lets go of a sender's upload; its deliveries are to come again from the beginning."""
+        partial = self._partials.pop(sender, None)
+        if partial is not None:
+            _let_go(partial.spool)
+
     def _give_up(self, sender: str) -> None:
         partial = self._partials.pop(sender)
+        self._waste(sender, partial.deliveries, partial.spool.tell())
         _let_go(partial.spool)
-        self.surplus += partial.deliveries
+
+    def _waste(self, sender: str, deliveries: list[Delivery], size: int) -> None:
+        self.surplus += deliveries
+        self.wasted.append((sender, len(deliveries), size))
 
 
 def _let_go(spool: BinaryIO) -> None:

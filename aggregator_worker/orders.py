@@ -10,11 +10,12 @@ import structlog
 from aggregator_worker import operations
 from aggregator_worker.admission import Number, check_author
 from aggregator_worker.dead_letters import put_aside, taken_back
-from aggregator_worker.desk import Desk, say_refused
+from aggregator_worker.desk import Desk
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Upload
 from aggregator_worker.model_uploads import ModelUpload, ModelUploads
 from aggregator_worker.operations import RefusedOperationError
+from aggregator_worker.refusals import say_refused
 from aggregator_worker.roll_back import KIND as ROLL_BACK
 from aggregator_worker.roll_back import checked_model
 from broker_config.streams import records_of

@@ -34,15 +34,10 @@ class Bucket:
         self.since = now
         return self.level
 
-    def spend(self, tokens: float, now: float) -> bool:
-        """Takes tokens; whether there were any."""
-        had = self.fill(now) > 0
+    def spend(self, tokens: float, now: float) -> None:
+        """Takes tokens."""
+        self.fill(now)
         self.level -= tokens
-        return had
-
-    def seconds_to_enough(self, now: float) -> float:
-        """How long until it is usable again."""
-        return max(0.0, self.enough - self.fill(now)) / self.per_second
 
 
 def useless_bucket(per_minute: int, now: float) -> Bucket:
@@ -77,7 +72,7 @@ class Rates:
         self._limits = limits
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self.overruns: dict[str, Overrun] = {}
-        """Who is not to be listened to until `recovered` says so."""
+        """Who is not to be listened to until it `has_recovered`."""
 
     def useless(self, institution: str, *, messages: int = 1, size: int = 0, now: float) -> None:
         """So many messages, of so many bytes together, settled no update: refused, repeated, given up, a greeting, a report."""
@@ -96,19 +91,16 @@ class Rates:
             return True
         if bucket.fill(now) < bucket.enough:
             return False
-        return bucket.spend(max(1.0, size / LETTER_BYTES), now)
+        bucket.spend(max(1.0, size / LETTER_BYTES), now)
+        return True
 
-    def recovered(self, now: float) -> list[Overrun]:
-        """Who may be listened to again, by every limit; each is told once."""
-        over = [each for each in self.overruns.values() if self._seconds_to_enough(each.institution, now) <= 0]
-        for each in over:
-            del self.overruns[each.institution]
+    def has_recovered(self, institution: str, *, now: float) -> bool:
+        """Whether everything it has spent is there again as far as it must be; it is over no rate then."""
+        buckets = [self._buckets.get((institution, limit)) for limit in ("useless_per_minute", "updates_per_hour")]
+        over = all(bucket.fill(now) >= bucket.enough for bucket in buckets if bucket is not None)
+        if over:
+            self.overruns.pop(institution, None)
         return over
-
-    def _seconds_to_enough(self, institution: str, now: float) -> float:
-        limits = ("useless_per_minute", "updates_per_hour")
-        buckets = [self._buckets.get((institution, limit)) for limit in limits]
-        return max((bucket.seconds_to_enough(now) for bucket in buckets if bucket is not None), default=0.0)
 
     def _bucket(
         self, institution: str, limit: str, allowed: int | None, made: Callable[[int, float], Bucket], now: float

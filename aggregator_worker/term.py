@@ -16,15 +16,16 @@ from aggregator_worker.ending import demand_rows
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
+from aggregator_worker.listening import Listening, prefetch_for
 from aggregator_worker.model_uploads import ModelUploads
 from aggregator_worker.orders import Orders
 from aggregator_worker.server_state import ServerState
 from broker_config.guard import Guard
 from broker_config.streams import fetch_model, fetch_state, once_told
-from broker_config.topology import OPERATIONS, update_queue
+from broker_config.topology import OPERATIONS
 from shared import messages
 from shared.broker import Broker, Delivery
-from shared.errors import FederationError, QueueGoneError, TopologyError
+from shared.errors import FederationError, QueueGoneError
 from shared.messages import Metrics, Operation, Report
 from shared.parameters import Parameters
 
@@ -33,7 +34,6 @@ STEPS = (*leadership.STEPS, "head", *commit.STEPS)
 IDLE_SECONDS = 0.2
 GROUP_COMMIT_DELIVERIES = 64
 """A commit that is due takes this many deliveries more; a flood must not put it off for ever."""
-PREFETCH_BEYOND_LARGEST = 8
 LOOK_AGAIN_SECONDS = 60.0
 """How often a member whose queue is missing is looked for again."""
 
@@ -85,7 +85,7 @@ class Term:
     def __init__(self, broker: Broker, settings: TermSettings) -> None:
         self._broker = broker
         self._settings = settings
-        self._owners: dict[str, str] = {}
+        self._listening: Listening  # from the desk's opening on
         self._orders: list[Operation] = []
         self._models = ModelUploads(settings.state_folder)
         self._group = 0
@@ -162,7 +162,8 @@ class Term:
         )
         self._share_keys(federation)
         self._broker.consume(OPERATIONS, prefetch=8)
-        self._follow_members(desk)
+        self._listening = Listening(self._broker, desk.rates, prefetch_for(limits), settings.clock, desk.forget)
+        self._follow_members(federation)
         return desk
 
     def _share_keys(self, federation: Federation) -> None:
@@ -178,23 +179,12 @@ class Term:
     def _pseudonym(self, institution: str) -> str:
         return messages.pseudonym(self._settings.run_secret, institution)
 
-    def _follow_members(self, desk: Desk) -> None:
+    def _follow_members(self, federation: Federation) -> None:
         """Listens to every member's queue that is not listened to yet."""
         self._looked_at = self._settings.clock()
         for name in self._settings.members():
-            if update_queue(name) not in self._owners and desk.federation.entry(self._pseudonym(name)) is not None:
-                self._follow(desk, name)
-
-    def _follow(self, desk: Desk, institution: str) -> None:
-        """Listens to an update queue; one that is missing, or may not be read, is its institution's trouble and nobody else's."""
-        limits = desk.federation.plan.limits
-        prefetch = -(-limits.update_bytes // limits.chunk_bytes) + PREFETCH_BEYOND_LARGEST
-        try:
-            self._broker.consume(update_queue(institution), prefetch=prefetch)
-        except TopologyError as error:
-            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
-        else:
-            self._owners[update_queue(institution)] = institution
+            if federation.entry(self._pseudonym(name)) is not None:
+                self._listening.follow(name)
 
     def _step(self, desk: Desk, committer: Committer) -> None:
         """Folds what has arrived, as one group while it lasts, and commits when it is due."""
@@ -209,25 +199,23 @@ class Term:
         if desk.federation.pending.replaced or (due and delivery is None):
             self._commit(desk, committer)
         desk.tidy(orphan_seconds=self._settings.orphan_seconds)
+        self._listening.pace(desk.settled)
         self._lead.refresh_token(self._settings.consumer_timeout_seconds / 4)
         if self._settings.clock() - self._looked_at > LOOK_AGAIN_SECONDS:
-            self._follow_members(desk)
+            self._follow_members(desk.federation)
 
     def _next(self, timeout_seconds: float) -> Delivery | None:
         try:
             return self._lead.receive(timeout_seconds)
         except QueueGoneError as error:
-            institution = self._owners.pop(error.queue, None)
-            if institution is None:
-                raise
-            log.error("an institution is not listened to", institution=institution, reason=str(error))  # noqa: TRY400 - no traceback
+            self._listening.lost(error)
             return None
 
     def _take(self, desk: Desk, delivery: Delivery) -> None:
-        if delivery.queue in self._owners:
-            desk.take(delivery, self._owners[delivery.queue])
-        elif delivery.queue == OPERATIONS:
+        if delivery.queue == OPERATIONS:
             self._note(Orders(desk, self._models).take(delivery))
+        elif (institution := self._listening.owner(delivery)) and (heard := self._listening.heard(delivery)):
+            desk.take(heard, institution)
 
     def _note(self, operation: Operation | None) -> None:
         if operation is None:
@@ -241,19 +229,19 @@ class Term:
         if moved:
             self._share_keys(desk.federation)
         while self._orders:
-            self._heed(desk, self._orders.pop(0))
+            self._heed(self._orders.pop(0))
         if moved and guard is not None and guard.trust.sealed:
             committer.seal_again(desk.federation.head)
 
-    def _heed(self, desk: Desk, operation: Operation) -> None:
+    def _heed(self, operation: Operation) -> None:
         """Listens to an admitted institution's queue, and no more to a removed one's, once the manifest says so."""
         if operation.kind not in ("admit", "remove"):
             return
         institution = str(operation.arguments["institution"])
-        if operation.kind == "admit" and update_queue(institution) not in self._owners:
-            self._follow(desk, institution)
-        elif operation.kind == "remove" and self._owners.pop(update_queue(institution), "") != "":
-            self._broker.cancel(update_queue(institution))
+        if operation.kind == "admit":
+            self._listening.follow(institution)
+        else:
+            self._listening.leave(institution)
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
         record = committer.commit(desk.federation, self._lead.epoch, desk.settled, desk.hints)
@@ -275,7 +263,7 @@ class Term:
 
     def _tell_membership(self, federation: Federation) -> None:
         """One line of the log for each whose silence or return moves the others' shares."""
-        names = {self._pseudonym(name): name for name in self._owners.values()}
+        names = {self._pseudonym(name): name for name in self._listening.institutions}
         for pseudonym in federation.weighing.silenced:
             log.warning(
                 "silent institution: its share goes to the others until it returns", institution=names.get(pseudonym, pseudonym)

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from aggregator_worker.term import PREFETCH_BEYOND_LARGEST
+from aggregator_worker.listening import prefetch_for
 from benchmarks.commits import commits
 from benchmarks.federation import EXAMPLES, Federation, founded, plan_for, started, vector
 from benchmarks.figures import tell
@@ -114,7 +114,7 @@ def seconds_to_receive(federation: Federation, messages_waiting: int) -> float:
         "password": login.secret(),
         "queues": [update_queue(each) for each in federation.institutions],
         "messages": messages_waiting,
-        "prefetch": -(-limits.update_bytes // limits.chunk_bytes) + PREFETCH_BEYOND_LARGEST,
+        "prefetch": prefetch_for(limits),
         "result": str(result),
     }
     consumer = federation.program("benchmarks.bare_consumer", "bare-consumer", facts)

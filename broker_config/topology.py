@@ -84,6 +84,7 @@ class Limits:
 
     update_bytes: int = 16 * MIB
     updates_per_institution: int = 3
+    messages_per_institution: int = 1000
     model_stream_bytes: int = 1024 * MIB
     state_stream_bytes: int = 1024 * MIB
     segment_bytes: int = 64 * MIB
@@ -222,6 +223,7 @@ def _retention(kept_bytes: int | None, segment_bytes: int) -> Mapping[str, Argum
 def _update_limits(limits: Limits) -> Mapping[str, Argument]:
     return {
         "max-length-bytes": limits.update_queue_bytes,
+        "max-length": limits.messages_per_institution,  # bytes are those of bodies: a flood of empty ones has none
         "overflow": "reject-publish",
         "dead-letter-exchange": DEAD_LETTER_EXCHANGE,
         "dead-letter-strategy": "at-least-once",

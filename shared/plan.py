@@ -152,8 +152,8 @@ class Limits(Frozen):
     Versions are at least `version_spacing_seconds` apart, so that a slow link can finish a download before the stream that
     holds the last models drops it. That stream is sure to hold `models_held`; for half as long the best one may stay where it is.
 
-    An institution that sends more than `updates_per_hour`, or more than `useless_per_minute` that settle no update, is not listened
-    to for a while. Of what is refused of it, `letters_per_day` are dead letters and the rest is counted. None is without limit.
+    An institution that sends more than `updates_per_hour`, or more than `useless_per_minute` that settle no update, waits in its
+    queue for a while. Of what is refused of it, `letters_per_day` become dead letters, the rest is counted. None: no limit.
     """
 
     institutions: Annotated[int, Field(ge=1)] = 200

@@ -19,8 +19,8 @@ from shared.plan import Defence, PrivacyPlan
 from tests.builders import NAMES, RUN, a_hello, a_plan, a_statement, an_update, array, as_messages, small_limits
 from tests.running import Hand, Leader, Watch, begin, deltas_of, require_each_once, require_replay
 
-PLAN = a_plan(limits=small_limits(), defence=Defence(strikes=None))
-"""Without quarantine, so that every bad update is judged by itself."""
+PLAN = a_plan(limits=small_limits(useless_per_minute=None), defence=Defence(strikes=None))
+"""Without quarantine and pauses, so that every bad message is judged by itself."""
 MEBIBYTE = 2**20
 
 

@@ -1,0 +1,58 @@
+"""What cannot be used: a copy of the first of each institution's in the dead letters, the rest counted; charged to its author."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from aggregator_worker.dead_letters import put_aside, put_aside_whole
+from aggregator_worker.intake import Upload
+from aggregator_worker.rates import Rates
+from shared.broker import Broker, Delivery
+from shared.errors import RejectedMessageError
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Refusals:
+    """One institution's garbage must not fill the queue in which the others' letters wait, nor the log."""
+
+    broker: Broker
+    rates: Rates
+    clock: Callable[[], float]
+    _uncopied: Counter[str] = field(default_factory=Counter)
+
+    def note(self, institution: str, delivery: Delivery, error: RejectedMessageError) -> None:
+        """Puts a message aside, or counts it. Whoever calls acknowledges it."""
+        if self._charge(institution, len(delivery.message.body), error):
+            put_aside(self.broker, delivery, reason=str(error))
+
+    def note_whole(
+        self, institution: str, upload: Upload, content: bytes | memoryview, error: RejectedMessageError, *, chunk_bytes: int
+    ) -> None:
+        """As `note`, for all chunks of an upload together, so that it can be taken back whole."""
+        if self._charge(institution, upload.head.size, error):
+            put_aside_whole(self.broker, upload, content, chunk_bytes=chunk_bytes, reason=str(error))
+
+    def _charge(self, institution: str, size: int, error: RejectedMessageError) -> bool:
+        """Whether a copy is kept. One line of the log for each that is, and one for the first of those that are not."""
+        now = self.clock()
+        self.rates.useless(institution, size=size, now=now)
+        copied = self.rates.may_be_put_aside(institution, size=size, now=now)
+        if copied:
+            if uncounted := self._uncopied.pop(institution, 0):
+                log.warning("dead letters are kept again", institution=institution, only_counted=uncounted)
+            say_refused(institution, error)
+            return True
+        self._uncopied[institution] += 1
+        if self._uncopied[institution] == 1:
+            say_refused(institution, error)
+            log.warning("dead letters are only counted", institution=institution, limit="letters_per_day")
+        return False
+
+
+def say_refused(sender: str, error: RejectedMessageError) -> None:
+    """One line of the log for what was refused."""
+    log.warning("delivery", institution=sender, outcome="refused", error=type(error).__name__, reason=str(error)[:200])
