@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from broker_config.definitions import ADMIN
-from broker_config.node_files import ADVANCED, PLUGINS, NodeRecord, configuration, environment
+from broker_config.node_files import NodeRecord, TlsPlaces, advanced, configuration, environment, plugins
 from broker_config.processes import MARK, end_all
+from broker_config.server_tls import EVERYWHERE, LOOPBACK, ServerTls
 from shared.errors import BrokerUnavailableError, SettingsError
 
 _SERVER = "usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -66,17 +67,23 @@ class PrivateNode:
     record: NodeRecord
     admin_password: str
     installation: Installation = SYSTEM
+    tls: ServerTls | None = None
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def amqp(self) -> str:
         """host:port of AMQP."""
-        return f"127.0.0.1:{self.record.amqp_port}"
+        return f"{LOOPBACK if self.tls is None else self.tls.host}:{self.record.amqp_port}"
 
     @property
     def management_url(self) -> str:
         """Address of the management UI and its API."""
         return f"http://127.0.0.1:{self.record.management_port}"
+
+    @property
+    def log_file(self) -> Path:
+        """What the broker says of logins, refusals and itself."""
+        return self.folder / "log" / f"{self.record.name}.log"
 
     @property
     def free_bytes(self) -> int:
@@ -85,7 +92,7 @@ class PrivateNode:
 
     def amqp_url(self, vhost: str) -> str:
         """The url that workers connect to, without credentials."""
-        return f"amqp://{self.amqp}/{quote(vhost, safe='')}"
+        return f"{'amqp' if self.tls is None else 'amqps'}://{self.amqp}/{quote(vhost, safe='')}"
 
     def start(self) -> None:
         """Starts the node and returns once it listens; raises BrokerUnavailableError with the end of its log."""
@@ -102,7 +109,8 @@ class PrivateNode:
     def wait_until_ready(self) -> None:
         """Returns once AMQP and the management API listen."""
         deadline = time.monotonic() + _START_SECONDS
-        while not (_listens(self.record.amqp_port) and _listens(self.record.management_port)):
+        place = LOOPBACK if self.tls is None or self.tls.address in EVERYWHERE else self.tls.address
+        while not (_listens(self.record.amqp_port, place) and _listens(self.record.management_port)):
             if self._started[-1].poll() is not None or time.monotonic() > deadline:
                 raise BrokerUnavailableError(f"RabbitMQ did not start in {self.folder}: {self._last_words()}")
             time.sleep(0.05)
@@ -162,22 +170,32 @@ class PrivateCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start_node(folder: Path, *, installation: Installation = SYSTEM, remove_with_parent: bool = False) -> PrivateCluster:
+def start_node(
+    folder: Path, *, installation: Installation = SYSTEM, remove_with_parent: bool = False, tls: ServerTls | None = None
+) -> PrivateCluster:
     """A cluster of one: see `start_cluster`."""
-    return start_cluster(folder, nodes=1, installation=installation, remove_with_parent=remove_with_parent)
+    return start_cluster(folder, nodes=1, installation=installation, remove_with_parent=remove_with_parent, tls=tls)
 
 
 def start_cluster(
-    folder: Path, *, nodes: int = 3, installation: Installation = SYSTEM, remove_with_parent: bool = False
+    folder: Path,
+    *,
+    nodes: int = 3,
+    installation: Installation = SYSTEM,
+    remove_with_parent: bool = False,
+    tls: ServerTls | None = None,
 ) -> PrivateCluster:
     """Starts `nodes` nodes below `folder`, and a watcher that ends them with this process.
 
-    A folder that held them before keeps its ports, password and data.
+    A folder that held them before keeps its ports, password and data. With `tls` they take TLS and certificates only; their
+    management API stays on loopback.
     Raises SettingsError where RabbitMQ is not installed, BrokerUnavailableError where it does not start.
     """
     installation.demand()
     folder = folder.resolve()
     members = _prepare(folder, nodes, installation)
+    for member in members:
+        _configure(member, tls, [each.record.name for each in members] if nodes > 1 else [])
     cluster = PrivateCluster(folder, members, [])
     try:
         cluster.companions.append(start_watcher(folder, remove=remove_with_parent))
@@ -219,25 +237,35 @@ def _prepare_new(folder: Path, nodes: int, installation: Installation) -> list[P
         NodeRecord(f"n{i + 1}@localhost", ports.pop(), ports.pop(), ports.pop(), ports.pop(), epmd_port) for i in range(nodes)
     ]
     password, cookie = secrets.token_urlsafe(24), secrets.token_hex(20)
-    names = [record.name for record in records] if nodes > 1 else []
     members = []
     for record in records:
         home = folder / record.name.partition("@")[0]
         member = PrivateNode(home, record, password, installation)
-        _write_files(member, cookie, names)
+        _write_files(member, cookie)
         members.append(member)
     return members
 
 
-def _write_files(node: PrivateNode, cookie: str, cluster: Sequence[str]) -> None:
+def _write_files(node: PrivateNode, cookie: str) -> None:
     home = node.folder / "home"
     home.mkdir(parents=True, mode=0o700)
     node.folder.parent.chmod(0o700)
     _write(home / ".erlang.cookie", cookie, 0o400)
-    _write(node.folder / "enabled_plugins", PLUGINS, 0o600)
-    _write(node.folder / "advanced.config", ADVANCED, 0o600)
     _write(node.folder / _RECORD, json.dumps({"record": node.record.document(), "admin_password": node.admin_password}), 0o600)
-    text = configuration(node.record, admin=ADMIN, password=node.admin_password, cluster=cluster)
+
+
+def _configure(node: PrivateNode, tls: ServerTls | None, cluster: Sequence[str]) -> None:
+    """Writes what may differ at each start of the same node."""
+    places = None
+    if tls is not None:
+        node.tls = tls
+        node.record = replace(node.record, amqp_port=tls.port or node.record.amqp_port)
+        tls.write(node.folder / "tls")
+        revocations = None if tls.revocations is None else node.installation.seen(tls.revocations.resolve())
+        places = TlsPlaces(tls.address, node.installation.seen(node.folder / "tls"), revocations)
+    _write(node.folder / "enabled_plugins", plugins(places), 0o600)
+    _write(node.folder / "advanced.config", advanced(places), 0o600)
+    text = configuration(node.record, admin=ADMIN, password=node.admin_password, cluster=cluster, tls=places)
     _write(node.folder / "rabbitmq.conf", text, 0o600)
 
 
@@ -278,7 +306,9 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _listens(port: int, address: str = LOOPBACK) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
+        return False

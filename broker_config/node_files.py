@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from broker_config.processes import MARK
+from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines, revocation_terms
 
-PLUGINS = "[rabbitmq_management,rabbitmq_prometheus].\n"
-
+_PLUGINS = ("rabbitmq_management", "rabbitmq_prometheus")
 # Queues tell their lengths to the management UI every second rather than every five.
-ADVANCED = "[{rabbit, [{quorum_tick_interval, 1000}, {stream_tick_interval, 1000}]}].\n"
+_TICKS = "{quorum_tick_interval, 1000}, {stream_tick_interval, 1000}"
 
 # The busy waiting of Erlang's schedulers is worth it on a broker of its own, not beside seven Python processes.
 _ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
@@ -43,10 +43,32 @@ class NodeRecord:
         return asdict(self)
 
 
-def configuration(record: NodeRecord, *, admin: str, password: str, cluster: Sequence[str] = ()) -> str:
-    """rabbitmq.conf of a node on loopback; `cluster` names all its nodes, where there is one."""
+@dataclass(frozen=True, slots=True)
+class TlsPlaces:
+    """Where a node listens with TLS, its folder of certificates, and that of revocation lists, as the node sees them."""
+
+    address: str
+    folder: Path
+    revocations: Path | None
+
+
+def plugins(tls: TlsPlaces | None) -> str:
+    """The file enabled_plugins."""
+    return f"[{','.join(_PLUGINS if tls is None else (*_PLUGINS, PLUGIN))}].\n"
+
+
+def advanced(tls: TlsPlaces | None) -> str:
+    """advanced.config: what rabbitmq.conf has no words for."""
+    terms = [_TICKS] if tls is None or tls.revocations is None else [_TICKS, revocation_terms(tls.revocations)]
+    return f"[{{rabbit, [{', '.join(terms)}]}}].\n"
+
+
+def configuration(
+    record: NodeRecord, *, admin: str, password: str, cluster: Sequence[str] = (), tls: TlsPlaces | None = None
+) -> str:
+    """rabbitmq.conf of a node, on loopback but for a TLS port elsewhere; `cluster` names all its nodes, where there is one."""
+    plain = f"listeners.tcp.1 = {LOOPBACK}:{record.amqp_port}\n"
     own = f"""\
-listeners.tcp.1 = 127.0.0.1:{record.amqp_port}
 management.tcp.ip = 127.0.0.1
 management.tcp.port = {record.management_port}
 prometheus.tcp.ip = 127.0.0.1
@@ -54,7 +76,8 @@ prometheus.tcp.port = {record.prometheus_port}
 default_user = {admin}
 default_pass = {password}
 """
-    return own + _SHARED_LINES + _cluster_lines(cluster)
+    listener = plain if tls is None else listener_lines(tls.folder, address=tls.address, port=record.amqp_port)
+    return listener + own + _SHARED_LINES + _cluster_lines(cluster)
 
 
 def _cluster_lines(cluster: Sequence[str]) -> str:
