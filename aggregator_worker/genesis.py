@@ -7,7 +7,8 @@ from broker_config.topology import LINEAGE, MODEL
 from shared import messages
 from shared.broker import Broker
 from shared.errors import TopologyError
-from shared.messages import BlobName, Claim, Entry, Manifest, ManifestRecord
+from shared.lineage import version_zero
+from shared.messages import BlobName, Claim, Entry, ManifestRecord
 from shared.parameters import Parameters
 from shared.plan import Plan
 
@@ -19,24 +20,7 @@ def found(broker: Broker, *, run_id: str, plan: Plan, parameters: Parameters, ta
     publish_claim(broker, Claim(run_id=run_id, epoch=1, claimant="operator", after=-1))
     blob = messages.encode_model(run_id, parameters, plan.broadcast)
     at = BlobWriter(broker, MODEL).publish(blob, "model", plan, run_id)
-    manifest = Manifest(
-        run_id=run_id,
-        version=0,
-        previous="",
-        model=BlobName(hash=blob.hash, size=blob.size),
-        state=None,
-        plan_hash=plan.hash,
-        plan=plan,
-        phase="running",
-        phase_reason="",
-        settled=[],
-        whole=True,
-        table=dict(table),
-        scalars={},
-        operations=[],
-        operation_ids=[],
-        metrics={},
-    )
+    manifest = version_zero(run_id, plan, BlobName(hash=blob.hash, size=blob.size), table)
     record = messages.manifest_record(1, manifest, at)
     publish_record(broker, record)
     return record

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from shared.messages import KEPT_OPERATIONS, Claim, Entry, Manifest, ManifestRecord, StandingState
+from shared.messages import KEPT_OPERATIONS, BlobName, Claim, Entry, Manifest, ManifestRecord, StandingState
 from shared.plan import Plan
 
 KEPT_BASES = 4000
@@ -61,6 +61,28 @@ def standing_under(entry: Entry, plan_hash: str) -> StandingState | None:
 def takes_part(entry: Entry, plan_hash: str) -> bool:
     """Whether others count on an institution's updates under a plan: an active member, not quarantined, that has not left it."""
     return entry.active and not entry.removed and not entry.quarantined and standing_under(entry, plan_hash) is None
+
+
+def version_zero(run_id: str, plan: Plan, model: BlobName, table: Mapping[str, Entry]) -> Manifest:
+    """A run's first manifest: its plan, the initial model and the institutions that begin, by pseudonym."""
+    return Manifest(
+        run_id=run_id,
+        version=0,
+        previous="",
+        model=model,
+        state=None,
+        plan_hash=plan.hash,
+        plan=plan,
+        phase="running",
+        phase_reason="",
+        settled=[],
+        whole=True,
+        table=dict(table),
+        scalars={},
+        operations=[],
+        operation_ids=[],
+        metrics={},
+    )
 
 
 def fold_claim(lineage: Lineage, claim: Claim) -> tuple[Lineage, Verdict]:

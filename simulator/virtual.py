@@ -131,26 +131,9 @@ class VirtualAggregator:
         return BlobName(hash=blob.hash, size=blob.size)
 
     def _founded(self, plan: Plan, parameters: Parameters, table: Mapping[str, Entry]) -> Lineage:
-        manifest = Manifest(
-            run_id=RUN_ID,
-            version=0,
-            previous="",
-            model=self._keep(0, messages.encode_model(RUN_ID, parameters, plan.broadcast)),
-            state=None,
-            plan_hash=plan.hash,
-            plan=plan,
-            phase="running",
-            phase_reason="",
-            settled=[],
-            whole=True,
-            table=dict(table),
-            scalars={},
-            operations=[],
-            operation_ids=[],
-            metrics={},
-        )
+        model = self._keep(0, messages.encode_model(RUN_ID, parameters, plan.broadcast))
         claimed, _ = lineage.fold_claim(Lineage(), Claim(run_id=RUN_ID, epoch=1, claimant="simulation", after=-1))
-        return _folded(claimed, _record(manifest))
+        return _folded(claimed, _record(lineage.version_zero(RUN_ID, plan, model, table)))
 
 
 def _record(manifest: Manifest) -> ManifestRecord:
