@@ -7,12 +7,14 @@ import structlog
 import typer
 from rich.console import Console
 
+from operator_console.audit_command import audit
 from operator_console.broker_commands import broker_app
 from operator_console.command_options import EpsilonText, Grouped, epsilon_of
 from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
+from operator_console.kit_commands import kit_app
 from operator_console.lineage_commands import lineage_app
 from operator_console.model_command import model
 from operator_console.operation_commands import pause, resume, stop
@@ -29,6 +31,7 @@ from shared.outermost import run_program
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(broker_app, name="broker")
 app.add_typer(institution_app, name="institution")
+app.add_typer(kit_app, name="kit")
 app.add_typer(dead_letter_app, name="dead-letters")
 app.add_typer(lineage_app, name="lineage")
 app.add_typer(privacy_app, name="privacy")
@@ -85,7 +88,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, replay, doctor, simulate, sweep):
+for command in (stop, pause, resume, replay, doctor, audit, simulate, sweep):
     app.command()(command)
 
 

@@ -17,10 +17,10 @@ from operator_console.dead_letters import DeadLetters, DeadUpload, requeue_order
 from operator_console.federation_folder import FederationFolder
 from operator_console.operation_commands import ANSWER_SECONDS, OrderDesk, OrderRefusedError
 from shared.broker import Broker
+from shared.printable import printable
 
 dead_letter_app = typer.Typer(help="What was refused, and why.", no_args_is_help=True, rich_markup_mode=None)
 
-LONGEST_SHOWN = 200
 Handle = Annotated[str, typer.Argument(metavar="ID", help="As `fedqueue dead-letters list` shows it.")]
 
 
@@ -131,11 +131,6 @@ def lines(upload: DeadUpload) -> Iterator[str]:
     for name, value in about.items():
         yield f"{printable(name)}: {printable(value)}"
     yield f"first bytes: {first.begin.hex(' ')}"
-
-
-def printable(text: str) -> str:
-    """Strangers' text on one line: control characters and those that turn the direction of writing become a mark."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:LONGEST_SHOWN])
 
 
 def age(published_at: int | None, *, now: float) -> str:

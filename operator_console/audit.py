@@ -1,0 +1,138 @@
+"""Who tried what, and what it got: events of the broker's and the aggregator's logs, in the order of time. Pure."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, Literal
+
+from shared.printable import printable
+
+Source = Literal["broker", "aggregator"]
+Kind = Literal["refused", "order", "connection"]
+"""`refused` is an attempt that failed, `order` what an operator changed, `connection` one that came or went."""
+
+LONGEST = 400
+"""Characters of a text; a virtual host, an exchange and a login have 255 at most each."""
+_SETTLED_WELL = ("aggregated", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One attempt. Texts are printable and on one line, whatever the log held.
+
+    `who` is a login, `proven` where the broker had checked it; else it is what somebody claimed, or nothing.
+    """
+
+    at: datetime
+    source: Source
+    kind: Kind
+    who: str = ""
+    proven: bool = True
+    address: str = ""
+    tried: str = ""
+    got: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("who", "address", "tried", "got"):
+            object.__setattr__(self, name, printable(getattr(self, name), LONGEST))
+        object.__setattr__(self, "proven", self.proven and self.who != "")
+
+    def concerns(self, institution: str) -> bool:
+        """Whether this institution did it, or somebody under its name."""
+        return self.who == institution
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The same attempt, many times with nothing else between: the first of them, how many, and when the last was."""
+
+    first: Event
+    times: int
+    last: datetime
+
+
+def in_order(*sources: Iterable[Event]) -> list[Event]:
+    """All events by time; those of one moment in the order of their logs."""
+    return sorted((each for source in sources for each in source), key=lambda each: each.at)
+
+
+def runs(events: Sequence[Event]) -> Iterator[Run]:
+    """Events with the same attempt by the same one together: a flood is one line."""
+
+    def same(each: Event) -> tuple[str, ...]:
+        host = each.address.rpartition(":")[0]
+        return each.source, each.kind, each.who, host, each.tried, each.got
+
+    for _, group in groupby(events, key=same):
+        first, *others = group
+        yield Run(first, 1 + len(others), others[-1].at if others else first.at)
+
+
+def aggregator_events(lines: Iterable[str]) -> Iterator[Event]:
+    """What an aggregator's log, a JSON object on each line, tells of refusals and orders; other lines are passed over."""
+    for line in lines:
+        try:
+            said = json.loads(line)
+            at = datetime.fromisoformat(said["timestamp"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        read = _READERS.get(str(said.get("event")))
+        found = read(at if at.tzinfo else at.replace(tzinfo=UTC), said) if read else None
+        if found is not None:
+            yield found
+
+
+def _delivery(at: datetime, said: Mapping[str, Any]) -> Event | None:
+    outcome = str(said.get("outcome", ""))
+    if outcome in _SETTLED_WELL:
+        return None
+    what = [str(said.get("kind", "a message")), str(said.get("message", said.get("sequence", "")))]
+    place = f" on {said['queue']}" if "queue" in said else ""
+    reason = ": ".join(str(said[key]) for key in ("error", "reason") if said.get(key))
+    got = f"{outcome}: {reason}" if reason else outcome
+    return Event(at, "aggregator", "refused", who=_sender(said), tried=" ".join(what).strip() + place, got=got)
+
+
+def _forged(at: datetime, said: Mapping[str, Any]) -> Event:
+    what = [str(said[key]) for key in ("kind", "message", "queue", "stream", "offset") if key in said]
+    reason = str(said.get("reason", ""))
+    return Event(at, "aggregator", "refused", who=_sender(said), tried=" ".join(what), got=f"{said['event']}: {reason}")
+
+
+def _quarantined(at: datetime, said: Mapping[str, Any]) -> Event:
+    got = f"quarantined after {said.get('rejected', '?')} rejected: {said.get('reason', '')}"
+    return Event(at, "aggregator", "refused", who=_sender(said), tried="its updates", got=got)
+
+
+def _unheard(at: datetime, said: Mapping[str, Any]) -> Event:
+    got = f"not listened to: {said.get('reason', '')}"
+    return Event(at, "aggregator", "refused", who=_sender(said), tried="its update queue", got=got)
+
+
+def _given_up(at: datetime, said: Mapping[str, Any]) -> Event:
+    return Event(at, "aggregator", "refused", who=_sender(said), tried="an upload in parts", got="given up: no more of it came")
+
+
+def _operation(at: datetime, said: Mapping[str, Any]) -> Event:
+    got = "applied" if said.get("applied") else "refused"
+    reason = f": {said['reason']}" if said.get("reason") else ""
+    return Event(at, "aggregator", "order", who="operator", tried=f"order {said.get('kind', '?')}", got=got + reason)
+
+
+def _sender(said: Mapping[str, Any]) -> str:
+    return str(said.get("institution", ""))
+
+
+_READERS: Mapping[str, Callable[[datetime, Mapping[str, Any]], Event | None]] = {
+    "delivery": _delivery,
+    "quarantined": _quarantined,
+    "forged": _forged,
+    "chunk ignored": _forged,
+    "lineage record ignored": _forged,
+    "a model's chunk is ignored": _forged,
+    "an institution is not listened to": _unheard,
+    "upload given up": _given_up,
+    "operation": _operation,
+}

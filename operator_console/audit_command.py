@@ -1,0 +1,132 @@
+"""`fedqueue audit`: the broker's and the aggregator's logs merged, as who tried what and what it got."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from operator_console.audit import Event, Run, aggregator_events, in_order, runs
+from operator_console.broker_log import broker_events
+from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.federation_folder import FederationFolder
+from shared.errors import SettingsError
+
+SCHEMA = 1
+"""Of the JSON object."""
+LONGEST_LINE = 8192
+"""Bytes of a log's line that are read; the rest of it is passed over."""
+_AGO = re.compile(r"(\d+)\s*(s|min|h|d)")
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def audit(  # noqa: PLR0913 - typer takes one parameter for each option
+    *,
+    folder: Folder = DEFAULT_FOLDER,
+    broker_log: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A log of RabbitMQ, also .gz; repeatable."),
+    ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An aggregator's log, also .gz; repeatable."),
+    ] = None,
+    institution: Annotated[str | None, typer.Option(help="Only what it did, or somebody under its name.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only what came after: 2026-11-21T08:00, or 30min, 2h, 7d ago.")
+    ] = None,
+    connections: Annotated[bool, typer.Option("--connections", help="Also connections that came and went.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for scripts, each event by itself.")] = False,
+) -> None:
+    """Show who tried what, and what it got: refusals, failed logins, TLS alerts, forged messages, orders.
+
+    Without --broker-log and --log: the logs of a private broker and of the demo's aggregator, below --dir.
+    """
+    begin = _time(since) if since else None
+    sources = log_files(folder, broker_log or (), log or ())
+    found = [
+        each
+        for each in in_order(*(_events(of_broker, file) for of_broker, file in sources))
+        if (connections or each.kind != "connection")
+        and (institution is None or each.concerns(institution))
+        and (begin is None or each.at >= begin)
+    ]
+    if as_json:
+        events = [{**asdict(each), "at": each.at.isoformat()} for each in found]
+        typer.echo(json.dumps({"schema": SCHEMA, "logs": [str(file) for _, file in sources], "events": events}))
+        return
+    for run in runs(found):
+        typer.echo(_line(run))
+    read = ", ".join(f"{file} ({'broker' if of_broker else 'aggregator'})" for of_broker, file in sources)
+    typer.echo(f"{len(found)} events in {read}; a name with ? was claimed, not proven")
+
+
+def log_files(folder: Path, broker_logs: Sequence[Path], logs: Sequence[Path]) -> list[tuple[bool, Path]]:
+    """The logs to read, and whether each is the broker's; those of a private broker and of the demo are found in the folder.
+
+    Raises SettingsError where there is none.
+    """
+    beside = sorted(each for each in folder.glob("broker/n*/log/*.log*") if "upgrade" not in each.name)
+    written = [each for each in (FederationFolder(folder).log_file("aggregator"),) if each.exists()]
+    found = [(True, each) for each in broker_logs or beside] + [(False, each) for each in logs or written]
+    if not found:
+        raise SettingsError(
+            f"{folder} holds no log: name RabbitMQ's with --broker-log (often /var/log/rabbitmq/rabbit@HOST.log) and the "
+            "aggregator's with --log (journalctl -u fedqueue-aggregator -o cat > FILE)"
+        )
+    return found
+
+
+def lines_of(file: Path) -> Iterator[str]:
+    """A log's lines, each cut at LONGEST_LINE; bytes that are no UTF-8 become backslashes.
+
+    Only a newline ends a line: whatever else a stranger wrote stands inside one. Raises SettingsError.
+    """
+    try:
+        with file.open("rb") as plain, gzip.open(plain) if file.suffix == ".gz" else nullcontext(plain) as opened:
+            for line in _cut(opened):
+                yield line.decode("utf-8", errors="backslashreplace")
+    except (OSError, EOFError) as error:
+        raise SettingsError(f"the log {file} cannot be read: {error}") from error
+
+
+def _cut(opened: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+    whole = True
+    while part := opened.readline(LONGEST_LINE):
+        if whole:
+            yield part
+        whole = part.endswith(b"\n")
+
+
+def _events(of_broker: bool, file: Path) -> Iterator[Event]:
+    return broker_events(lines_of(file)) if of_broker else aggregator_events(lines_of(file))
+
+
+def _time(text: str) -> datetime:
+    ago = _AGO.fullmatch(text.strip())
+    if ago is not None:
+        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither a time such as 2026-11-21T08:00 nor 30min, 2h or 7d", param_hint="--since"
+        ) from error
+
+
+def _line(run: Run) -> str:
+    first = run.first
+    who = f"{first.who}?" if first.who and not first.proven else first.who or "-"
+    address = first.address if run.times == 1 else first.address.rpartition(":")[0]
+    again = f"  ({run.times} times, last {_clock(run.last)})" if run.times > 1 else ""
+    return f"{_clock(first.at)}  {first.source:<10}  {who}  {address or '-'}  {first.tried} -> {first.got}{again}"
+
+
+def _clock(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
