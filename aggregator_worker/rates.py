@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from shared.plan import Limits
 
 USELESS_BYTES = 256 * 2**10
-"""A useless message counts once for each of these, and once at least: receiving and hashing them is what it costs the others."""
+"""A useless message counts once for each of these, and once at least: receiving and hashing them is what it costs the others.
+
+Where updates are so large that one which is given up midway would count for more than half a minute, it counts for that.
+"""
 LETTER_BYTES = 2**20
 """A dead letter counts once for each of these, and once at least: they fill a queue that all institutions share."""
 LEAST_UPDATES = 8
@@ -76,8 +79,10 @@ class Rates:
 
     def useless(self, institution: str, *, messages: int = 1, size: int = 0, now: float) -> None:
         """So many messages, of so many bytes together, settled no update: refused, repeated, given up, a greeting, a report."""
-        bucket = self._bucket(institution, "useless_per_minute", self._limits.useless_per_minute, useless_bucket, now)
-        self._spend(bucket, "useless_per_minute", institution, max(messages, size / USELESS_BYTES), now)
+        allowed = self._limits.useless_per_minute
+        bucket = self._bucket(institution, "useless_per_minute", allowed, useless_bucket, now)
+        unit = max(USELESS_BYTES, self._limits.update_bytes / ((allowed or 1) / 2))
+        self._spend(bucket, "useless_per_minute", institution, max(messages, size / unit), now)
 
     def update(self, institution: str, *, now: float) -> None:
         """An update used up its number."""
