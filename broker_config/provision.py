@@ -83,6 +83,13 @@ def export(logins: Logins, institutions: Iterable[str], limits: Limits | None = 
     return definitions(objects, logins.vhost, hashes)
 
 
+def revoke_login(logins: Logins, institution: str) -> None:
+    """Deletes a login, which closes its connections; its queues stay."""
+    with administration(logins) as management:
+        management.delete_user(institution)
+        management.close_connections(institution)
+
+
 def remove_institution(logins: Logins, institution: str) -> None:
     """Revokes a login, closes its connections and deletes its queues with what they hold.
 

@@ -112,7 +112,7 @@ def _new_folder(options: DemoOptions) -> FederationFolder:
 @contextmanager
 def _broker(folder: FederationFolder) -> Iterator[Place]:
     """A private node that ends with us, or a fresh virtual host on the broker that AMQP_URL names."""
-    existing = logins_from_environment(os.environ, vhost=f"fedqueue-{secrets.token_hex(4)}")
+    existing = logins_from_environment(os.environ, vhost=f"fedqueue-{secrets.token_hex(4)}", folder=folder.path)
     if existing is not None:
         try:
             yield Place(folder, existing)

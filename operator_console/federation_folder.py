@@ -4,21 +4,25 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict
 
 from broker_config import logins as login_file
-from broker_config.definitions import AGGREGATOR
+from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.logins import Logins
+from operator_console.kit import EXPLAINED, KEYS, PASSWORD_FILE
 from shared.errors import SettingsError
+from shared.keys import SIGNING_FILE
 from shared.messages import pseudonym
 from shared.plan import Plan
 
 SECRET_BYTES = 32
 NO_NOISE = "yes, updates may leave without noise"
-_TEMPLATES = Environment(  # noqa: S701 - the templates are TOML: their values are quoted as JSON strings, not as HTML
+_TEMPLATES = Environment(  # noqa: S701 - the templates are TOML, YAML and text: their values are quoted as JSON strings, not as HTML
     loader=PackageLoader("operator_console", "settings_templates"), undefined=StrictUndefined, trim_blocks=True
 )
 
@@ -71,6 +75,38 @@ class FederationFolder:
     def aggregator_file(self) -> Path:
         """Settings of the aggregator worker."""
         return self.path / "aggregator.toml"
+
+    @property
+    def aggregator(self) -> Path:
+        """The folder of the aggregator worker: credentials, keys, checkpoint."""
+        return self.path / AGGREGATOR
+
+    @property
+    def authority(self) -> Path:
+        """The federation's certificate authority, with TLS."""
+        return self.path / "ca"
+
+    @property
+    def operator_keys(self) -> Path:
+        """The operator's message keys, and whom it believes."""
+        return self.path / "keys" / OPERATOR
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the broker is reached with TLS, and so with certificates instead of passwords. Raises SettingsError."""
+        return self.logins().over_tls
+
+    def tls(self, user: str) -> Path:
+        """The certificate of a login of the operator's own."""
+        return self.path / "tls" / user
+
+    def kit(self, institution: str) -> Path:
+        """The archive with everything that an institution needs but its data."""
+        return self.path / "kits" / f"{institution}.tar.gz"
+
+    def renewal_kit(self, institution: str) -> Path:
+        """The archive with what another certificate changes."""
+        return self.path / "kits" / f"{institution}.renewal.tar.gz"
 
     def institution(self, institution: str) -> Path:
         """The folder that goes to one institution."""
@@ -126,27 +162,44 @@ class FederationFolder:
         self.path.joinpath("federation.json").write_text(facts.model_dump_json(indent=2) + "\n")
 
     def write_aggregator(self, broker: Logins, *, held_out: str | None = None) -> None:
-        """Settings and password file of the aggregator."""
-        write_private(self.path / "aggregator" / "password", broker.users[AGGREGATOR])
-        text = _TEMPLATES.get_template("aggregator.toml.j2").render(url=broker.amqp, user=AGGREGATOR, held_out=held_out)
+        """Settings of the aggregator, and its password where it needs one."""
+        login = self._login(AGGREGATOR, self.aggregator, seen=f"{AGGREGATOR}/")
+        text = _TEMPLATES.get_template("aggregator.toml.j2").render(url=broker.amqp, login=login, held_out=held_out)
         self.aggregator_file.write_text(text)
 
     def write_client(self, facts: InstitutionFacts, plan: Plan, options: ClientOptions) -> Path:
-        """Everything that one institution needs except its data: settings, password and the task file."""
-        folder, broker = self.institution(facts.id), self.logins()
-        write_private(folder / "password", broker.users[facts.id])
+        """Settings, the task, what starts the worker and what explains it, and a password where there is one.
+
+        Certificates and message keys come before.
+        """
+        folder = self.institution(facts.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "facts": facts,
+            "run_id": self.facts().run_id,
+            "pseudonym": pseudonym(self.run_secret(), facts.id),
+            "url": self.logins().amqp,
+            "login": self._login(facts.id, folder),
+            "keys_made_there": not (folder / KEYS / SIGNING_FILE).exists(),
+            "plan": plan,
+            "options": options,
+            "no_noise": NO_NOISE,
+            "version": metadata.version("fedqueue"),
+        }
         (folder / "task.toml").write_text(self.task_file.read_text())
-        text = _TEMPLATES.get_template("client.toml.j2").render(
-            facts=facts,
-            run_id=self.facts().run_id,
-            pseudonym=pseudonym(self.run_secret(), facts.id),
-            url=broker.amqp,
-            plan=plan,
-            options=options,
-            no_noise=NO_NOISE,
-        )
-        self.client_file(facts.id).write_text(text)
+        for name in (self.client_file(facts.id).name, *EXPLAINED):
+            (folder / name).write_text(_TEMPLATES.get_template(f"{name}.j2").render(values))
         return self.client_file(facts.id)
+
+    def _login(self, user: str, folder: Path, seen: str = "") -> dict[str, str | bool]:
+        """The settings by which a worker logs in and signs, with paths that begin with `seen`; writes its password."""
+        logins, keys = self.logins(), {"keys_folder": seen + KEYS}
+        if logins.over_tls:
+            files = {"ca_file": CA_FILE, "certificate_file": CERTIFICATE_FILE, "key_file": KEY_FILE}
+            return {**{name: seen + file for name, file in files.items()}, **keys}
+        write_private(folder / PASSWORD_FILE, logins.users[user])
+        clear = "everybody_on_the_network_may_read_and_change_what_i_send"
+        return {"password_file": seen + PASSWORD_FILE, **keys, **({clear: True} if getattr(logins, clear) else {})}
 
 
 def write_private(path: Path, text: str) -> None:

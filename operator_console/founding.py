@@ -12,7 +12,9 @@ from broker_config.definitions import OPERATOR
 from broker_config.logins import Logins
 from broker_config.provision import free_room, provision
 from broker_config.topology import checked_institution
+from operator_console.credentials import found_credentials
 from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
+from operator_console.kit import write_kit
 from operator_console.plan_options import (
     PlanOptions,
     RoomOptions,
@@ -24,6 +26,7 @@ from operator_console.plan_options import (
     version_spacing_seconds,
 )
 from shared.errors import SettingsError
+from shared.keys import PublicKeys
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
 from shared.tasks.models import initial_parameters
@@ -32,7 +35,10 @@ from shared.tasks.spec import parse_task
 
 @dataclass(frozen=True, slots=True)
 class Founding:
-    """What a new federation is made of. `free_bytes` is the room on the broker's disk where that is known."""
+    """What a new federation is made of. `free_bytes` is the room on the broker's disk where that is known.
+
+    `sealed` is whether the broker's operator must not read updates, models and orders.
+    """
 
     task_text: str
     task_source: str
@@ -43,6 +49,7 @@ class Founding:
     held_out: str | None = None
     clients: Mapping[str, ClientOptions] = field(default_factory=dict)
     free_bytes: int | None = None
+    sealed: bool = False
 
 
 def found_federation(folder: FederationFolder, broker: Logins, founding: Founding) -> Plan:
@@ -68,9 +75,11 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
         run_id=secrets.token_hex(8), task=spec.name, title=spec.title or spec.name, institutions=list(founding.institutions)
     )
     folder.prepare(founding.task_text, logins)
-    provision(logins, ids, free_bytes=founding.free_bytes)
-    table = {pseudonym(folder.run_secret(), each.id): Entry(incarnation=each.incarnation) for each in founding.institutions}
-    with_operator = connect(logins.settings(OPERATOR), name="fedqueue-init")
+    keys = found_credentials(folder, ids, sealed=founding.sealed)
+    provision(folder.logins(), ids, free_bytes=founding.free_bytes)
+    secret = folder.run_secret()
+    table = {pseudonym(secret, each.id): _entry(each.incarnation, keys[each.id]) for each in founding.institutions}
+    with_operator = connect(folder.logins().settings(OPERATOR), name="fedqueue-init")
     try:
         found(with_operator, run_id=facts.run_id, plan=plan, parameters=model, table=table)
     finally:
@@ -79,4 +88,9 @@ def found_federation(folder: FederationFolder, broker: Logins, founding: Foundin
     folder.write_aggregator(logins, held_out=founding.held_out)
     for each in founding.institutions:
         folder.write_client(each, plan, founding.clients.get(each.id, ClientOptions()))
+        write_kit(folder.kit(each.id), folder.institution(each.id))
     return plan
+
+
+def _entry(incarnation: int, keys: PublicKeys) -> Entry:
+    return Entry(incarnation=incarnation, signing_key=keys.signing, sealing_key=keys.sealing)

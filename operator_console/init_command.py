@@ -73,6 +73,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     slowest_link: Annotated[
         float | None, _room(callback=positive, metavar="BYTES_PER_SECOND", help="Versions leave it time to download.")
     ] = None,
+    sealed: Annotated[bool, _room("--sealed", help="The broker's operator reads no update, model or order.")] = False,
 ) -> None:
     """Found a federation: queues and logins, version 0 of the model, and a folder for every institution."""
     if server_adam and server_momentum:
@@ -121,7 +122,9 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
 
     clients = hand_out(task, institution, federation, seed=seed) if sample_data else {}
     rows = str(_existing(held_out)) if held_out else ("held_out.csv" if sample_data else None)
-    founding = Founding(text, source, named(_once(institution)), options, room, seed=seed, held_out=rows, clients=clients)
+    founding = Founding(
+        text, source, named(_once(institution)), options, room, seed=seed, held_out=rows, clients=clients, sealed=sealed
+    )
     found_federation(federation, broker, founding)
     _show(federation, institution, has_data=sample_data)
     if ending.needs_figures and rows is None:
@@ -145,7 +148,7 @@ def broker_logins(federation: FederationFolder) -> Logins:
     """The broker of the folder's broker.json, else the one that the environment names."""
     if (federation.path / login_file.FILE).exists():
         return login_file.load(federation.path)
-    logins = login_file.logins_from_environment(os.environ)
+    logins = login_file.logins_from_environment(os.environ, folder=federation.path)
     if logins is None:
         raise SettingsError(
             f"{federation.path / login_file.FILE} does not exist: run `fedqueue broker up --dir {federation.path}` in another "
@@ -201,8 +204,11 @@ def _show(federation: FederationFolder, institutions: list[str], *, has_data: bo
     beside = "" if has_data else ", beside its training.csv and with num_examples (or count_epsilon) set in client.toml"
     lines = [
         f"The federation is founded, at version 0. Its folder is {folder}:",
-        f"  {federation.aggregator_file.relative_to(folder)}, task.toml, run.secret, broker.json   stay with you",
-        *(f"  institutions/{each}/   goes to {each}" for each in institutions),
+        f"  {federation.aggregator_file.relative_to(folder)}, task.toml, run.secret, broker.json, keys/   stay with you",
+        *(
+            f"  {federation.kit(each).relative_to(folder)}   goes to {each}: institutions/{each}/, packed"
+            for each in institutions
+        ),
         "",
         "Next, here:",
         f"  fedqueue-aggregator --config {federation.aggregator_file}",

@@ -39,7 +39,7 @@ def folder(broker_folder):
 def listed(folder):
     federation = FederationFolder(folder)
     with order_desk(federation) as desk:
-        return {row[0]: row[1:] for row in rows(federation, desk)}
+        return {row[0]: row[1:-1] for row in rows(federation, desk)}
 
 
 def kit(folder, institution):

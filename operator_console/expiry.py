@@ -1,0 +1,43 @@
+"""Until when the certificates of a federation hold, and which of them end soon."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from broker_config.authority import Authority, expiry_of
+from operator_console.federation_folder import FederationFolder
+
+NEAR = timedelta(days=30)
+THE_AUTHORITY = "the authority itself"
+
+
+def expiries(folder: FederationFolder) -> dict[str, datetime]:
+    """The end (UTC) of the newest certificate of everybody who has one that was not revoked: logins, brokers, the authority.
+
+    A broker goes by `server:HOST`. Empty where the broker is reached with passwords.
+    """
+    if not folder.has_tls or not folder.authority.exists():
+        return {}
+    authority = Authority.open(folder.authority)
+    ends = {THE_AUTHORITY: expiry_of(authority.certificate)}
+    for record in authority.issued():
+        if record.revoked is None:
+            ends[record.user] = max(record.not_after, ends.get(record.user, record.not_after))
+    return ends
+
+
+def warnings_of(ends: Mapping[str, datetime], now: datetime, *, gone: Iterable[str] = ()) -> list[str]:
+    """A sentence for each certificate that is over or ends within 30 days, the first to end first; of those `gone`, none."""
+    near = sorted((end, who) for who, end in ends.items() if end - now <= NEAR and who not in gone)
+    return [f"the certificate of {who} {_when(end - now)} ({end:%Y-%m-%d}): {_remedy(who)}" for end, who in near]
+
+
+def _when(left: timedelta) -> str:
+    if left <= timedelta(0):
+        return "is over"
+    return "ends today" if left < timedelta(days=1) else f"ends in {left.days} day{'s' if left.days > 1 else ''}"
+
+
+def _remedy(who: str) -> str:
+    if who == THE_AUTHORITY:
+        return "nobody can connect after that; found another federation in time"
+    return "`fedqueue ca --help`" if ":" in who else f"`fedqueue institution renew {who}`"
