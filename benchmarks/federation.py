@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from aggregator_worker.genesis import found
 from broker_config import logins as login_file
-from broker_config.connection import connect
+from broker_config.connection import ConnectionSettings, connect
 from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.logins import Logins
 from broker_config.node import start_node
@@ -24,6 +25,7 @@ from broker_config.topology import Limits as Room
 from operator_console.worker_processes import WorkerProcess, entry_point, watched_over
 from shared.codec import Dtype
 from shared.errors import FederationError
+from shared.keys import Identity, PublicKeys, Trust
 from shared.messages import Entry, pseudonym
 from shared.parameters import Array, Parameters, count
 from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan, UpdateEncoding
@@ -31,6 +33,7 @@ from shared.plan import AggregationPlan, Limits, LocalPlan, Plan, PrivacyPlan, U
 TASK_HASH = "0" * 64
 EXAMPLES = 100
 PATIENCE_SECONDS = 600.0
+Protection = Literal["plain", "signed", "sealed"]
 _MIB = 2**20
 _ENVELOPE_BYTES = 64 * 1024
 
@@ -73,17 +76,23 @@ class Federation:
         """How manifests name it."""
         return pseudonym(self.run_secret.encode(), institution)
 
+    def settings(self, user: str) -> ConnectionSettings:
+        """A login, with its keys where messages are signed."""
+        keys = self.folder / "keys" / user
+        return self.logins.settings(user).model_copy(update={"keys_folder": keys if keys.exists() else None})
+
     def aggregator(self) -> WorkerProcess:
         """The aggregator's own program with its settings file, not started yet."""
         folder = self.folder / "aggregator"
         folder.mkdir(exist_ok=True)
-        login = self.logins.settings(AGGREGATOR)
+        login = self.settings(AGGREGATOR)
+        keys = f'keys_folder = "{login.keys_folder}"\n' if login.keys_folder else ""
         (folder / "members.txt").write_text("\n".join(self.institutions))
         (folder / "run.secret").write_text(self.run_secret)
         settings = folder / "aggregator.toml"
         settings.write_text(
             'state_folder = "state"\nrun_secret_file = "run.secret"\nmembers_file = "members.txt"\n'
-            f'[broker]\nurl = "{login.url}"\nuser = "{login.user}"\npassword = "{login.secret()}"\n'
+            f'[broker]\nurl = "{login.url}"\nuser = "{login.user}"\npassword = "{login.secret()}"\n{keys}'
         )
         command = [entry_point("fedqueue-aggregator"), "--config", str(settings)]
         return WorkerProcess("aggregator", command, self.folder / "aggregator.log", self.folder)
@@ -111,7 +120,7 @@ class Federation:
 
     def wait_until_folded(self, updates: int) -> None:
         """Returns once every institution has had so many updates folded."""
-        broker = connect(self.logins.settings(OPERATOR), name="benchmark/wait")
+        broker = connect(self.settings(OPERATOR), name="benchmark/wait")
         reader = LineageReader(broker)
         reader.catch_up()
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -125,16 +134,35 @@ class Federation:
         broker.close()
 
 
+def write_keys(folder: Path, names: Sequence[str], protection: Protection) -> dict[str, PublicKeys]:
+    """A folder of keys below `keys` for everybody, where messages are signed; the institutions' public keys by name."""
+    if protection == "plain":
+        return {}
+    identities = {name: Identity.create() for name in (OPERATOR, AGGREGATOR, *names)}
+    public = {name: identity.public for name, identity in identities.items()}
+    trust = Trust(operator=public[OPERATOR], aggregators={AGGREGATOR: public[AGGREGATOR]}, sealed=protection == "sealed")
+    known = {name: public[name] for name in names}
+    for name, identity in identities.items():
+        identity.save(folder / "keys" / name)
+        trust.with_institutions(known if name in (OPERATOR, AGGREGATOR) else {}).save(folder / "keys" / name)
+    return known
+
+
 @contextmanager
-def founded(plan: Plan, parameters: int, institutions: int, *, updates_waiting: int = 3) -> Iterator[Federation]:
+def founded(
+    plan: Plan, parameters: int, institutions: int, *, updates_waiting: int = 3, protection: Protection = "plain"
+) -> Iterator[Federation]:
     """A federation of so many parameters, all 0, and so many institutions with as many examples each."""
     examples = dict.fromkeys((f"bank-{i + 1}" for i in range(institutions)), EXAMPLES)
-    with founded_on(plan, vector(parameters, 0.0), examples, updates_waiting=updates_waiting) as federation:
+    model = vector(parameters, 0.0)
+    with founded_on(plan, model, examples, updates_waiting=updates_waiting, protection=protection) as federation:
         yield federation
 
 
 @contextmanager
-def founded_on(plan: Plan, model: Parameters, examples: Mapping[str, int], *, updates_waiting: int = 3) -> Iterator[Federation]:
+def founded_on(
+    plan: Plan, model: Parameters, examples: Mapping[str, int], *, updates_waiting: int = 3, protection: Protection = "plain"
+) -> Iterator[Federation]:
     """Version 0 on a private node of its own; node, processes and files are gone afterwards.
 
     `examples` is of each institution; `updates_waiting` is how many updates of one its queue has room for.
@@ -158,11 +186,17 @@ def founded_on(plan: Plan, model: Parameters, examples: Mapping[str, int], *, up
         login_file.save(logins, folder)
         run_id, secret = secrets.token_hex(8), secrets.token_hex(16)
         federation = Federation(folder, logins, run_id, secret, plan, count(model), names, version, pid)
-        table = {federation.pseudonym(name): Entry(incarnation=1, num_examples=examples[name]) for name in names}
-        operator = connect(logins.settings(OPERATOR), name="benchmark/found")
+        keys = write_keys(folder, names, protection)
+        table = {federation.pseudonym(name): _entry(examples[name], keys.get(name)) for name in names}
+        operator = connect(federation.settings(OPERATOR), name="benchmark/found")
         found(operator, run_id=run_id, plan=plan, parameters=model, table=table)
         operator.close()
         yield federation
+
+
+def _entry(examples: int, keys: PublicKeys | None) -> Entry:
+    public = {} if keys is None else {"signing_key": keys.signing, "sealing_key": keys.sealing}
+    return Entry.model_validate({"incarnation": 1, "num_examples": examples, **public})
 
 
 @contextmanager
