@@ -51,7 +51,7 @@ class Orders:
         except RejectedMessageError as error:
             put_aside(self.desk.broker, delivery, reason=str(error))
             self.desk.broker.ack(delivery)
-            say_refused(OPERATIONS, error)
+            say_refused(OPERATIONS, error, delivery)
             return None
         outcome = self._settled(operation, delivery)
         if outcome is None:

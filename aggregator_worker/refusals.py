@@ -26,17 +26,17 @@ class Refusals:
 
     def note(self, institution: str, delivery: Delivery, error: RejectedMessageError) -> None:
         """Puts a message aside, or counts it. Whoever calls acknowledges it."""
-        if self._charge(institution, len(delivery.message.body), error):
+        if self._charge(institution, delivery, error, size=len(delivery.message.body)):
             put_aside(self.broker, delivery, reason=str(error))
 
     def note_whole(
         self, institution: str, upload: Upload, content: bytes | memoryview, error: RejectedMessageError, *, chunk_bytes: int
     ) -> None:
         """As `note`, for all chunks of an upload together, so that it can be taken back whole."""
-        if self._charge(institution, upload.head.size, error):
+        if self._charge(institution, upload.deliveries[-1], error, size=upload.head.size):
             put_aside_whole(self.broker, upload, content, chunk_bytes=chunk_bytes, reason=str(error))
 
-    def _charge(self, institution: str, size: int, error: RejectedMessageError) -> bool:
+    def _charge(self, institution: str, delivery: Delivery, error: RejectedMessageError, *, size: int) -> bool:
         """Whether a copy is kept. One line of the log for each that is, and one for the first of those that are not."""
         now = self.clock()
         self.rates.useless(institution, size=size, now=now)
@@ -44,15 +44,25 @@ class Refusals:
         if copied:
             if uncounted := self._uncopied.pop(institution, 0):
                 log.warning("dead letters are kept again", institution=institution, only_counted=uncounted)
-            say_refused(institution, error)
+            say_refused(institution, error, delivery)
             return True
         self._uncopied[institution] += 1
         if self._uncopied[institution] == 1:
-            say_refused(institution, error)
+            say_refused(institution, error, delivery)
             log.warning("dead letters are only counted", institution=institution, limit="letters_per_day")
         return False
 
 
-def say_refused(sender: str, error: RejectedMessageError) -> None:
+def say_refused(sender: str, error: RejectedMessageError, delivery: Delivery) -> None:
     """One line of the log for what was refused."""
-    log.warning("delivery", institution=sender, outcome="refused", error=type(error).__name__, reason=str(error)[:200])
+    log.warning(
+        "delivery",
+        institution=sender,
+        outcome="refused",
+        error=type(error).__name__,
+        reason=str(error)[:200],
+        kind=delivery.message.kind[:40],
+        message=delivery.message.message_id[:80],
+        queue=delivery.queue,
+        author=delivery.user_id or "",
+    )
