@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from shared.errors import SettingsError
 from shared.plan import AggregationPlan, Frozen, Limits, LocalPlan, Plan, PrivacyPlan, StalenessRule
 from shared.tasks.spec import TaskSpec
-from simulator.scenario import PlanKeys, Variant, explain
+from shared.wrong_keys import explain
+from simulator.scenario import PlanKeys, Variant
 
 AS_MANY_AS_THERE_IS_TIME_FOR = 2**31 - 1
 Keys = TypeVar("Keys", bound=Frozen)
@@ -29,7 +30,8 @@ def plan_of(base: PlanKeys, variant: Variant, spec: TaskSpec, *, institutions: i
             update_encoding=variant.update_encoding or base.update_encoding or spec.transport.updates,
         )
     except ValidationError as error:
-        raise SettingsError("\n".join(f"plan {variant.name!r}: {line}" for line in explain(error))) from None
+        lines = explain(error, whole="the scenario")
+        raise SettingsError("\n".join(f"plan {variant.name!r}: {line}" for line in lines)) from None
 
 
 def _suggested(spec: TaskSpec, given: list[PlanKeys]) -> AggregationPlan:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from shared.codec import Dtype
 from shared.errors import SettingsError
 from shared.plan import AggregationPlan, Defence, Frozen, LocalPlan, NotNegative, Positive, PrivacyPlan, UpdateEncoding
+from shared.wrong_keys import explain
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Whole = Annotated[int, Field(ge=1)]
@@ -244,24 +245,7 @@ def parse_scenario(text: str, *, source: str) -> Scenario:
     try:
         return Scenario.model_validate_json(json.dumps(_with_nulls(values), default=str))
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{source}: {line}" for line in explain(error))) from None
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One sentence for each wrong key."""
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "the scenario"
-        match item["type"]:
-            case "extra_forbidden":
-                lines.append(f"unknown key {key!r}; remove it or correct its spelling")
-            case "missing":
-                lines.append(f"the key {key!r} is missing; add it")
-            case "value_error":
-                lines.append(f"{key}: {item['ctx']['error']}")
-            case _:
-                lines.append(f"key {key!r}: {item['msg']}")
-    return list(dict.fromkeys(lines))
+        raise SettingsError("\n".join(f"{source}: {line}" for line in explain(error, whole="the scenario"))) from None
 
 
 def _with_nulls(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from shared.codec import Dtype
 from shared.errors import SettingsError
 from shared.plan import Frozen, Positive, RuleName, UpdateEncoding
+from shared.wrong_keys import explain
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -77,6 +78,8 @@ def expand(columns: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 Columns = Annotated[str | tuple[str, ...], Field(min_length=1)]
+_OF_COLUMNS = ("str", "tuple[str, ...]")
+"""How pydantic tells the two kinds apart, where it says what is wrong."""
 Category = Annotated[str, BeforeValidator(canonical)]
 
 
@@ -278,23 +281,8 @@ def parse_task(text: str, *, source: str) -> TaskSpec:
     try:
         return TaskSpec.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
-
-
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"] if part not in ("str", "tuple[str, ...]")) or "the task"
-        match item["type"]:
-            case "extra_forbidden":
-                lines.append(f"unknown key {key!r}; remove it or correct its spelling")
-            case "missing":
-                lines.append(f"the key {key!r} is missing; add it")
-            case "value_error":
-                lines.append(f"{key}: {item['ctx']['error']}")
-            case _:
-                lines.append(f"key {key!r}: {item['msg']}")
-    return list(dict.fromkeys(lines))
+        lines = explain(error, whole="the task", skip=_OF_COLUMNS)
+        raise SettingsError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def _each_once(values: tuple[str, ...], noun: str) -> tuple[str, ...]:
