@@ -21,6 +21,7 @@ from broker_config.provision import administration, provision, remove_institutio
 from broker_config.topology import Limits, topology
 from shared.broker import Broker
 from shared.errors import SettingsError
+from tests.tls import TlsNode
 
 T = TypeVar("T")
 
@@ -59,12 +60,13 @@ class MemoryServer:
 
 
 class RabbitmqServer:
-    """A virtual host of its own on the session's private node."""
+    """A virtual host of its own on a private node of the session; `certify` gives an institution what it connects with."""
 
-    def __init__(self, node: PrivateNode, logins: Logins) -> None:
+    def __init__(self, node: PrivateNode, logins: Logins, certify: Callable[[str], object] = lambda _: None) -> None:
         self.institutions: tuple[str, ...] = ()
         self.logins = logins
         self._node = node
+        self._certify = certify
         self._open: list[Broker] = []
         for institution in INSTITUTIONS:
             self._add(institution)
@@ -104,6 +106,7 @@ class RabbitmqServer:
     def _add(self, institution: str) -> None:
         self.institutions = tuple(sorted({*self.institutions, institution}))
         self.logins = self.logins.with_institutions([institution])
+        self._certify(institution)
 
     def _apply(self) -> None:
         provision(self.logins, self.institutions, LIMITS, free_bytes=self._node.free_bytes)
@@ -188,6 +191,22 @@ def rabbitmq_server(private_node: PrivateNode, logins: Logins) -> Iterator[Rabbi
     server.close()
 
 
+@pytest.fixture(scope="session")
+def tls_node(installation: Installation, node_folder: Callable[[], Path]) -> Iterator[TlsNode]:
+    """One private node that takes TLS and certificates only, for the whole session."""
+    started = TlsNode.start(node_folder(), installation)
+    yield started
+    started.cluster.stop(remove=True)
+
+
+@pytest.fixture
+def tls_server(tls_node: TlsNode) -> Iterator[RabbitmqServer]:
+    """A fresh virtual host on the node with TLS; `logins.settings(user)` names the certificate of each login."""
+    server = RabbitmqServer(tls_node.node, tls_node.logins(f"test-{secrets.token_hex(4)}"), tls_node.certificate)
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def broker_folder(private_node: PrivateNode, logins: Logins, tmp_path: Path) -> Iterator[Path]:
     """A folder as `fedqueue broker up` leaves it, for a virtual host of its own on the private node."""
@@ -205,7 +224,7 @@ def broker_folder(private_node: PrivateNode, logins: Logins, tmp_path: Path) -> 
 @pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker_server(request: pytest.FixtureRequest) -> BrokerServer:
     """Each broker in turn."""
-    return MemoryServer() if request.param == "memory" else request.getfixturevalue("rabbitmq_server")
+    return MemoryServer() if request.param == "memory" else request.getfixturevalue(f"{request.param}_server")
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import itertools
 
+import pytest
+
 from broker_config.topology import (
     MODEL,
     update_queue,
@@ -9,6 +11,8 @@ from broker_config.topology import (
 from shared.broker import Broker, Delivery, Message
 from shared.errors import PublishRefusedError
 
+_REAL = [pytest.param(name, marks=pytest.mark.rabbitmq) for name in ("rabbitmq", "tls")]
+ON_EVERY_BROKER = pytest.mark.parametrize("broker_server", ["memory", *_REAL], indirect=True)
 UPDATES_A = update_queue("bank-a")
 
 

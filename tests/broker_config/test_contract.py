@@ -17,7 +17,9 @@ from broker_config.topology import (
 )
 from shared.broker import Message
 from shared.errors import BrokerUnavailableError, MalformedMessageError, PublishRefusedError, QueueGoneError, TopologyError
-from tests.broker_config.contract import UPDATES_A, an_update, fill, is_taken, published_to_model, received
+from tests.broker_config.contract import ON_EVERY_BROKER, UPDATES_A, an_update, fill, is_taken, published_to_model, received
+
+pytestmark = ON_EVERY_BROKER
 
 
 def test_a_message_arrives_as_it_was_sent_and_names_its_author(broker_server):

@@ -6,7 +6,9 @@ from broker_config.topology import (
     update_queue,
 )
 from shared.errors import BrokerUnavailableError, PublishRefusedError, TopologyError
-from tests.broker_config.contract import UPDATES_A, an_update, is_taken, received
+from tests.broker_config.contract import ON_EVERY_BROKER, UPDATES_A, an_update, is_taken, received
+
+pytestmark = ON_EVERY_BROKER
 
 
 def test_many_messages_are_published_in_order_and_all_there_when_it_returns(broker_server):

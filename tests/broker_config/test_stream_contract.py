@@ -4,7 +4,9 @@ from broker_config.topology import (
     MODEL,
 )
 from shared.broker import Message
-from tests.broker_config.contract import UPDATES_A, an_update, ids, published_to_model, received
+from tests.broker_config.contract import ON_EVERY_BROKER, UPDATES_A, an_update, ids, published_to_model, received
+
+pytestmark = ON_EVERY_BROKER
 
 
 def test_a_stream_is_read_from_any_start(broker_server):
