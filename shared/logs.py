@@ -6,6 +6,8 @@ from typing import TextIO
 
 import structlog
 
+from shared.printable import MARK
+
 
 def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
     """Sets structlog up once per process. Lines go to standard error unless a stream is given."""
@@ -18,7 +20,7 @@ def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [_for_a_terminal, structlog.dev.ConsoleRenderer()]
         if interactive
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -29,3 +31,12 @@ def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def _for_a_terminal(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What strangers wrote must not move the cursor: JSON escapes control characters, a terminal obeys them."""
+    return {name: _shown(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _shown(text: str) -> str:
+    return "".join(each if each.isprintable() or each == "\n" else MARK for each in text)

@@ -1,9 +1,14 @@
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import structlog
+
+from shared.logs import configure
 
 
 def lines_of(code: str) -> list[dict[str, object]]:
@@ -36,3 +41,17 @@ def test_a_new_line_in_a_value_does_not_make_a_second_event():
 @pytest.mark.parametrize("level", ["debug", "INFO"])
 def test_levels_are_named_in_any_case(level):
     assert len(lines_of(f'configure(level="{level}")\nlog.info("x")')) == 1
+
+
+def test_a_strangers_text_cannot_move_the_cursor_of_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    configure(stream=terminal)
+    structlog.get_logger().warning("delivery", reason="a\x1b[2Jb\x9bc\r", message="x\ny")
+    (line,) = terminal.getvalue().splitlines()
+    coloured = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    assert coloured.isprintable()
+    assert "reason=a\N{REPLACEMENT CHARACTER}[2Jb" in coloured
