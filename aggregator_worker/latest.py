@@ -11,7 +11,7 @@ import numpy as np
 
 from shared.codec import MAX_TENSORS
 from shared.compact import Delta, widened
-from shared.parameters import Array, Parameters, copy
+from shared.parameters import Array, Parameters, copy, zeros
 
 Rows = dict[str, dict[str, Array]]
 Shares = Mapping[str, float]
@@ -61,14 +61,14 @@ def to_mean_update(model: Parameters, rows: Rows, fresh: Rows, shares: Shares) -
     (m / N) sum p h + sum over the new of p (delta - h). CA2FL (Wang et al. 2024, algorithm 1) by share instead of 1/N, and with
     its server learning rate times m / N: one whole step in each cycle, whatever K is. One that never gave an update has 0.
     """
-    zeros = {name: np.zeros_like(array) for name, array in model.items()}
+    nothing = zeros(model)
     arrived = {name: fresh[name] for name in sorted(fresh) if name in shares}
     direction = _weighted({name: row for name, row in rows.items() if name in shares}, shares, model)
     part = np.float32(len(arrived) / len(shares)) if shares else np.float32(0)
     for name, into in direction.items():
         into *= part
         for pseudonym, row in arrived.items():
-            into += np.float32(shares[pseudonym]) * (row[name] - rows.get(pseudonym, zeros)[name])
+            into += np.float32(shares[pseudonym]) * (row[name] - rows.get(pseudonym, nothing)[name])
     _keep(rows, fresh, shares)
     return direction
 
@@ -80,7 +80,7 @@ def _keep(rows: Rows, fresh: Rows, shares: Shares) -> None:
 
 
 def _weighted(rows: Rows, shares: Shares, like: Parameters) -> dict[str, Array]:
-    total = {name: np.zeros_like(array) for name, array in like.items()}
+    total = zeros(like)
     for pseudonym in sorted(rows):
         factor = np.float32(shares[pseudonym])
         for name, into in total.items():

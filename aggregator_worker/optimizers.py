@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_worker.aggregation import fold_in_place, scale_in_place
-from shared.parameters import Array
+from shared.parameters import Array, zeros
 from shared.plan import ServerAdam
 
 Arrays = Mapping[str, Array]
@@ -23,7 +23,7 @@ class AdamMemory:
     @classmethod
     def zeros(cls, model: Arrays) -> "AdamMemory":
         """Before the first step."""
-        return cls(_zeros(model), _zeros(model), np.zeros(1, np.float32))
+        return cls(zeros(model), zeros(model), np.zeros(1, np.float32))
 
 
 def momentum_step(model: Arrays, momentum: Arrays) -> None:
@@ -54,7 +54,3 @@ def adam_step(
         second += np.float32(1 - adam.beta2) * np.square(step)
         length = np.sqrt(np.maximum(second - memory.noise[0], np.float32(0))) + np.float32(adam.epsilon)
         into += np.float32(rate) * first / length
-
-
-def _zeros(model: Arrays) -> dict[str, Array]:
-    return {name: np.zeros_like(array) for name, array in model.items()}

@@ -64,7 +64,7 @@ class ServerState:
     def of(cls, plan: Plan, broadcast: Parameters) -> "ServerState":
         """What a broadcast model alone tells: version 0, or a plan whose state is no wider."""
         model = parameters.copy(broadcast)
-        momentum = _zeros(model) if plan.aggregation.server_momentum else {}
+        momentum = parameters.zeros(model) if plan.aggregation.server_momentum else {}
         adam = AdamMemory.zeros(model) if plan.aggregation.server_adam else None
         return cls(model, plan.aggregation, momentum, adam)
 
@@ -148,7 +148,7 @@ class ServerState:
         if self.adam is None:
             return self.model
         if not self._direction:
-            self._direction = _zeros(self.model)
+            self._direction = parameters.zeros(self.model)
         return self._direction
 
     def finish_version(self, shares: Shares = NOBODY) -> None:
@@ -196,7 +196,3 @@ def _prefixed(prefix: str, arrays: Parameters) -> dict[str, Array]:
 
 def _named(state: Parameters, prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-
-
-def _zeros(model: Parameters) -> dict[str, Array]:
-    return {name: np.zeros_like(array) for name, array in model.items()}

@@ -50,6 +50,11 @@ def copy(parameters: Parameters) -> dict[str, Array]:
     return {name: np.array(array, dtype=np.float32, order="C") for name, array in parameters.items()}
 
 
+def zeros(parameters: Parameters) -> dict[str, Array]:
+    """Arrays of the same names and shapes, all 0."""
+    return {name: np.zeros_like(array) for name, array in parameters.items()}
+
+
 def subtract(left: Parameters, right: Parameters) -> dict[str, Array]:
     """left - right, array by array; both have the same names and shapes."""
     return {name: np.ascontiguousarray(left[name] - right[name], dtype=np.float32) for name in right}
