@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long faults fuzz soak privacy-audit clean
+.PHONY: help setup demo test test-long faults fuzz soak privacy-audit sbom audit-packages lock clean
 
 # Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
 ARGS ?=
@@ -18,6 +18,7 @@ demo: setup ## six banks learn together over a private RabbitMQ; options in ARGS
 	@.venv/bin/fedqueue demo $(ARGS)
 
 test: setup ## linters, types, import contracts and all tests but the long ones
+	@setup/node
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
@@ -41,6 +42,15 @@ fuzz: setup ## a coverage-guided fuzzer on what others write (RUNS=1000000 SEED=
 
 privacy-audit: setup ## attack what a real institution publishes: does it give away more than it accounts? (SEED=1)
 	@.venv/bin/python -m campaigns.privacy_audit --seed $(SEED)
+
+sbom: setup ## write the bill of materials of .venv (CycloneDX) into build/sbom.cdx.json
+	@setup/sbom
+
+audit-packages: ## ask osv.dev about known vulnerabilities in what the locks name
+	@setup/audit
+
+lock: ## resolve pyproject.toml anew into locks/*.lock (ARGS="--upgrade")
+	@setup/lock $(ARGS)
 
 clean: ## end every process and remove every file that these commands made, .venv and runs too
 	@setup/clean

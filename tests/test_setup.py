@@ -19,8 +19,7 @@ TOOLS = ["sh", "sed", "cat", "dirname", "basename", "id", "mkdir", "rm", "grep",
 def clone(tmp_path: Path) -> Path:
     """The set-up scripts in a folder of their own."""
     shutil.copytree(PROJECT / "setup", tmp_path / "setup")
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
@@ -82,13 +81,6 @@ def test_no_rabbitmq_is_wanted_where_a_broker_is_named(clone: Path, bare_path: P
     assert script("packages", clone, "--check", PATH=str(bare_path), AMQP_URL="amqp://a:b@host/").returncode == 0
 
 
-def test_every_constraint_is_one_exact_version_without_local_label() -> None:
-    lines = [line for line in (PROJECT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-
-    assert len(lines) > 60
-    assert [line for line in lines if line.count("==") != 1 or "+" in line or " " in line] == []
-
-
 def test_clean_ends_the_programs_of_this_clone_only_and_removes_what_was_made(
     clone: Path, start: Callable[..., subprocess.Popen[bytes]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -105,7 +97,7 @@ def test_clean_ends_the_programs_of_this_clone_only_and_removes_what_was_made(
 
     assert ours.wait(timeout=10) == -signal.SIGTERM
     assert theirs.poll() is None
-    assert sorted(path.name for path in clone.iterdir()) == ["README.md", "constraints.txt", "pyproject.toml", "setup", "shared"]
+    assert sorted(path.name for path in clone.iterdir()) == ["README.md", "pyproject.toml", "setup", "shared"]
 
 
 def test_clean_ends_a_node_of_this_clone_whose_owner_was_killed(

@@ -1,0 +1,10 @@
+# shellcheck shell=sh
+# Sourced, after say.sh, by the set-up scripts that install Python packages: only what a lock names, ready-made and with the lock's hash.
+
+install_locked() { # $1: the virtual environment, $2: the lock, the rest: pip's options
+    environment=$1
+    lock=locks/$2.lock
+    shift 2
+    logged "$environment/bin/python" -m pip --disable-pip-version-check install --no-deps --require-hashes --only-binary :all: \
+        --requirement "$lock" "$@"
+}
