@@ -23,6 +23,7 @@ from shared import codec, messages
 from shared.broker import Delivery, Message
 from shared.chunks import HEADERS, head, split
 from shared.codec import Dtype
+from shared.errors import ForgedMessageError
 from shared.lineage import Lineage, fold, fold_claim
 from shared.messages import (
     Account,
@@ -372,7 +373,8 @@ def test_a_state_holds_the_tensors_that_the_page_lists(broadcast: Dtype, aggrega
 def test_the_headers_that_the_page_adds_to_a_letter_are_those_of_a_letter() -> None:
     section = PAGE.read_text().partition("### Dead letters\n")[2].partition("\n## ")[0]
     rabbit = MemoryRabbit(topology(["bank-a"]))
-    refused = Delivery("fl.upd.bank-a", 1, Message(b"x", "update", "bank-a/1/1#0", {"chunk": 0}), "bank-a")
+    forged = ForgedMessageError("why")
+    refused = Delivery("fl.upd.bank-a", 1, Message(b"x", "update", "bank-a/1/1#0", {"chunk": 0}), "bank-a", fault=forged)
     put_aside(rabbit.connect("aggregator"), refused, reason="why")
     reader = rabbit.connect("operator")
     reader.consume(DEAD_LETTERS, prefetch=1)

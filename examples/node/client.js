@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 // One institution of a federation: "What an institution must do" of the wire format, point by point.
 
+import { realpathSync } from 'node:fs';
+import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { connect, RefusedError } from './broker.js';
 import { sha256 } from './guard.js';
@@ -227,7 +229,7 @@ async function main() {
   return broker.close();
 }
 
-if (import.meta.url === `file://${process.argv[1]}`) {
+if (import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) {
   main().catch((error) => {
     console.error(error instanceof StopError ? `stopped: ${error.message}` : error);
     process.exit(1);
