@@ -122,7 +122,7 @@ def test_nothing_but_this_project_itself_is_installed_without_a_hash() -> None:
         commands += re.split(r"\n|&&", path.read_text().replace("\\\n", " "))
     installs = [command for command in commands if re.search(r"\bpip( -\S+| /\S+)* install ", command)]
 
-    assert len(installs) == 7
+    assert len(installs) >= 7
     for line in installs:
         assert "--no-deps" in line, line
         assert "--require-hashes --only-binary :all:" in line or re.search(r"--editable \.|fedqueue-\*\.whl", line), line
