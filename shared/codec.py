@@ -206,9 +206,19 @@ class _Walk:
 
 
 def _unpacker(packed: memoryview) -> Any:
-    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(packed)), max_ext_len=0, strict_map_key=True)
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(1, len(packed)), max_ext_len=0, strict_map_key=True, object_pairs_hook=_named_once
+    )
     unpacker.feed(packed)
     return unpacker
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A map, unless readers could differ about it: of a name that stands twice each would take another value."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise MalformedMessageError("a name stands twice in a map")
+    return named
 
 
 def _bin_header(data_bytes: int) -> bytes:
