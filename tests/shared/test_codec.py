@@ -315,7 +315,9 @@ def test_a_tensor_that_stands_twice_is_refused():
         codec.decode(packed(a_tensor(), a_tensor()), max_bytes=1000)
 
 
-@pytest.mark.parametrize("fields", [b"\x82\xa1n\x07\xa1n\x08", b"\x81\xa1p\x82\xa1n\x07\xa1n\x07"], ids=["a field", "within a field"])
+@pytest.mark.parametrize(
+    "fields", [b"\x82\xa1n\x07\xa1n\x08", b"\x81\xa1p\x82\xa1n\x07\xa1n\x07"], ids=["a field", "within a field"]
+)
 def test_a_map_in_which_a_name_stands_twice_is_refused_as_readers_differ_about_it(fields):
     with pytest.raises(MalformedMessageError, match="a name stands twice in a map"):
         codec.decode(b"\x94\x01\xa5hello" + fields + b"\x90", max_bytes=MEBIBYTE)
