@@ -97,9 +97,9 @@ class Federation:
         command = [entry_point("fedqueue-aggregator"), "--config", str(settings)]
         return WorkerProcess("aggregator", command, self.folder / "aggregator.log", self.folder)
 
-    def client(self, institution: str) -> WorkerProcess:
-        """A client worker whose training costs nothing, not started yet."""
-        return self.program("benchmarks.institution", institution, {"institution": institution})
+    def client(self, institution: str, *, training_seconds: float = 0.0) -> WorkerProcess:
+        """A client worker whose training costs nothing, and sleeps so long, not started yet."""
+        return self.program("benchmarks.institution", institution, {"institution": institution, "training": training_seconds})
 
     def program(self, module: str, name: str, facts: Mapping[str, object]) -> WorkerProcess:
         """One of this package's own programs. It gets its facts, its login among them, in a file."""
@@ -118,13 +118,14 @@ class Federation:
                 raise FederationError(f"the aggregator does not lead after {PATIENCE_SECONDS:g} s: see {aggregator.log_file}")
             time.sleep(0.05)
 
-    def wait_until_folded(self, updates: int) -> None:
-        """Returns once every institution has had so many updates folded."""
+    def wait_until_folded(self, updates: int, institutions: Sequence[str] = ()) -> None:
+        """Returns once each of these institutions, all of them without any, has had so many updates folded."""
+        names = [self.pseudonym(name) for name in institutions or self.institutions]
         broker = connect(self.settings(OPERATOR), name="benchmark/wait")
         reader = LineageReader(broker)
         reader.catch_up()
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while min(each.counters.aggregated for each in (reader.lineage.table or {}).values()) < updates:
+        while min((reader.lineage.table or {})[name].counters.aggregated for name in names) < updates:
             if time.monotonic() > deadline:
                 raise FederationError(f"an institution had no {updates} updates folded in {PATIENCE_SECONDS:g} s")
             delivery = broker.receive(0.5)

@@ -3,7 +3,9 @@
 import json
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.federation import EXAMPLES, TASK_HASH, vector
 from broker_config import logins as login_file
@@ -11,23 +13,30 @@ from broker_config.connection import connect
 from broker_config.service import process_name, stop_on_signals
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
+from client_worker.mechanism import LocalTraining
 from client_worker.policy import Policy
 from client_worker.worker import run
 from shared.logs import configure
 from shared.messages import pseudonym
+from shared.parameters import Parameters
 
 STEP = 0.001
 
 
-def take_part(facts: dict[str, str], stopping: threading.Event) -> None:
+def take_part(facts: Mapping[str, Any], stopping: threading.Event) -> None:
     """Sends updates of STEP in every parameter until asked to end."""
     folder, institution, run_id = Path(facts["folder"]), facts["institution"], facts["run_id"]
     delta = vector(int(facts["parameters"]), STEP)
+
+    def train(_model: Parameters, _settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
+        stopping.wait(float(facts["training"]))
+        return delta
+
     data = LocalData(
         task_hash=TASK_HASH,
         fingerprint="benchmark",
         num_examples=EXAMPLES,
-        train=lambda model, settings, stop: delta,
+        train=train,
         noise_multiplier=lambda plan: 0.0,
         epsilon=lambda charges, target_delta: 0.0,
     )
