@@ -1,7 +1,6 @@
 """An institution written from docs/wire-format.md alone: pika, msgpack, struct and hashes, and nothing of ours."""
 
 import hashlib
-import secrets
 import struct
 import time
 from collections import deque
@@ -84,7 +83,7 @@ class ForeignClient:
         """Returns once it is answered."""
         while not self.head:
             self.fold_next()
-        nonce = secrets.token_hex(8)
+        nonce = f"{max(time.time_ns(), int(self.entry.get('nonce') or '0', 16) + 1):016x}"
         hello = {"head_sequence": 0, "head_hash": "", "nonce": nonce, "num_examples": num_examples}
         self._publish("hello", f"hello-{nonce}", self._body("hello", hello, {}))
         while self.entry.get("nonce") != nonce:

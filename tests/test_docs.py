@@ -25,6 +25,7 @@ PAGES = [
     PROJECT / "CHANGELOG.md",
     *sorted((PROJECT / "docs").glob("*.md")),
     *PROJECT.glob("builtin_tasks/*/README.md"),
+    *PROJECT.glob("examples/*/README.md"),
 ]
 PROGRAMS: dict[str, TyperCommand | TyperGroup] = {
     "fedqueue": typer.main.get_command(operator_app),

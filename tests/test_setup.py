@@ -1,5 +1,6 @@
 """The set-up scripts: what they choose, what they say, and what clean-up ends and leaves."""
 
+import json
 import os
 import shutil
 import signal
@@ -75,6 +76,26 @@ def test_a_system_without_apt_gets_one_sentence_with_everything_that_is_missing(
     assert "no apt-get: install Python 3.11 or newer with venv" in result.stderr
 
 
+def test_a_system_without_node_and_apt_gets_one_sentence(clone: Path, bare_path: Path) -> None:
+    example = clone / "examples" / "node"
+    example.mkdir(parents=True)
+    shutil.copy(PROJECT / "examples" / "node" / "package-lock.json", example)
+    result = script("node", clone, PATH=str(bare_path))
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "set-up stopped: this system has no apt-get: install Node 18 or newer with npm, then run make test again.\n"
+    )
+
+
+def test_what_npm_is_to_install_has_one_exact_version_a_hash_and_no_address() -> None:
+    lock = json.loads((PROJECT / "examples" / "node" / "package-lock.json").read_text())
+    installed = {name: each for name, each in lock["packages"].items() if name}
+
+    assert set(installed) == {"node_modules/@msgpack/msgpack", "node_modules/amqplib"}
+    assert all(each["integrity"].startswith("sha512-") and "resolved" not in each for each in installed.values())
+
+
 def test_no_rabbitmq_is_wanted_where_a_broker_is_named(clone: Path, bare_path: Path) -> None:
     fake_python(bare_path, "python3", usable=True)
 
@@ -88,7 +109,7 @@ def test_clean_ends_the_programs_of_this_clone_only_and_removes_what_was_made(
     for folder in (clone, elsewhere):
         (folder / ".venv" / "bin").mkdir(parents=True)
         (folder / ".venv" / "bin" / "sleep").symlink_to(shutil.which("sleep"))
-    for made in ("runs/1", "build", ".mypy_cache", "shared/__pycache__", "fedqueue.egg-info"):
+    for made in ("runs/1", "build", ".mypy_cache", "shared/__pycache__", "fedqueue.egg-info", "examples/node/node_modules"):
         (clone / made).mkdir(parents=True)
     (clone / "README.md").touch()
     ours, theirs = (start(folder / ".venv" / "bin" / "sleep", "100") for folder in (clone, elsewhere))
@@ -97,7 +118,8 @@ def test_clean_ends_the_programs_of_this_clone_only_and_removes_what_was_made(
 
     assert ours.wait(timeout=10) == -signal.SIGTERM
     assert theirs.poll() is None
-    assert sorted(path.name for path in clone.iterdir()) == ["README.md", "pyproject.toml", "setup", "shared"]
+    assert sorted(path.name for path in clone.iterdir()) == ["README.md", "examples", "pyproject.toml", "setup", "shared"]
+    assert list((clone / "examples" / "node").iterdir()) == []
 
 
 def test_clean_ends_a_node_of_this_clone_whose_owner_was_killed(
