@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 
-from broker_config.streams import fetch_model, first_offset, records_of
-from broker_config.topology import MODEL
-from shared.broker import Broker
+from broker_config.streams import IDLE_SECONDS, LineageReader, fetch_model, first_offset, last_offset
+from broker_config.topology import LINEAGE, MODEL
+from shared.broker import Broker, Delivery
 from shared.errors import BrokerUnavailableError
 from shared.messages import ManifestRecord
 from shared.parameters import Parameters
@@ -19,6 +19,7 @@ class KeptModels:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._records: dict[int, ManifestRecord] = {}
+        self._reader = LineageReader(broker, on_record=self._note)
         self._models: OrderedDict[int, Parameters] = OrderedDict()
         self._bytes = 0
 
@@ -39,9 +40,21 @@ class KeptModels:
 
     def _record(self, version: int) -> ManifestRecord | None:
         if version not in self._records:
-            for record in records_of(self._broker):
-                self._records.setdefault(record.manifest.version, record)
+            self._read_on()
         return self._records.get(version)
+
+    def _note(self, record: ManifestRecord, _delivery: Delivery) -> None:
+        self._records.setdefault(record.manifest.version, record)
+
+    def _read_on(self) -> None:
+        """The lineage from where the last look ended up to its present end: it is long, and each version is asked for soon."""
+        start, end = self._reader.read_to + 1, last_offset(self._broker, LINEAGE)
+        if start > end:
+            return
+        for delivery in self._broker.read(LINEAGE, start, count=None, idle_seconds=IDLE_SECONDS):
+            self._reader.take(delivery)
+            if self._reader.read_to >= end:
+                return
 
     def _keep(self, version: int, model: Parameters) -> None:
         self._models[version] = model
