@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,11 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.service import process_name, read_settings, stop_on_signals
-from broker_config.streams import newest
+from client_worker.check import doubtful_count, require_broker, require_credentials
 from client_worker.dataset_entry import dataset_facts, with_count
 from client_worker.ledger import Ledger
-from client_worker.local_work import LocalData, LocalWork, Member, allowed_noise
-from client_worker.policy import require_task
+from client_worker.local_work import LocalWork, Member
 from client_worker.settings import ClientSettings
-from client_worker.standing import require_membership
 from client_worker.worker import run
 from shared.logs import configure
 from shared.outermost import run_program
@@ -35,7 +34,7 @@ ConfigFile = typer.Option("--config", help="TOML settings; every value also as F
 def client(
     context: typer.Context,
     config: Annotated[Path | None, ConfigFile] = None,
-    check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Say what is wrong with keys, data or broker, then end.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
 ) -> None:
     """Trains on this institution's data and publishes noised updates; the data stay here."""
@@ -48,12 +47,14 @@ def client(
     settings = settings if device is None else settings.model_copy(update={"device": device})
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
+    if check:
+        require_credentials(settings.broker, datetime.now(UTC))
     # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
     from client_worker.local_data import open_data
 
     data = open_data(settings)
     if check:
-        typer.echo(check_broker(settings, data))
+        typer.echo(require_broker(settings.broker, member(settings), data, datetime.now(UTC)))
         if (doubt := doubtful_count(settings.num_examples, data.units)) is not None:
             typer.echo(doubt, err=True)
         return
@@ -110,30 +111,6 @@ def member(settings: ClientSettings) -> Member:
         policy=settings.policy,
         at_least_seconds=settings.at_least_seconds,
         leave_when_finished=settings.leave_when_finished,
-    )
-
-
-def check_broker(settings: ClientSettings, data: LocalData) -> str:
-    """Logs in, reads the lineage and judges its plan; says what was found. Raises what a start would raise."""
-    broker = connect(settings.broker, name=process_name("fedqueue-client", settings.institution, "check"))
-    try:
-        head, lineage = newest(broker)
-    finally:
-        broker.close()
-    require_membership(lineage, member(settings))
-    if lineage.plan is not None:
-        require_task(lineage.plan, task_hash=data.task_hash)
-        allowed_noise(lineage.plan, settings.policy, data)
-    return f"ok: {settings.institution} in run {head.manifest.run_id}, version {head.manifest.version}, {head.manifest.phase}"
-
-
-def doubtful_count(stated: int | None, units: int) -> str | None:
-    """A warning for this institution alone where its public number is not even near its rows; None where it may do."""
-    if stated is None or units / 2 <= stated <= 2 * units:
-        return None
-    return (
-        f"warning: num_examples is {stated}, the training file holds {units} records or persons. The public number divides every "
-        "step and weighs every update: too small makes steps and noise too large, too large makes them too small"
     )
 
 

@@ -1,6 +1,6 @@
 """Until when the certificates of a federation hold, and which of them end soon."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from broker_config.authority import Authority, expiry_of
@@ -25,9 +25,9 @@ def expiries(folder: FederationFolder) -> dict[str, datetime]:
     return ends
 
 
-def warnings_of(ends: Mapping[str, datetime], now: datetime, *, gone: Iterable[str] = ()) -> list[str]:
-    """A sentence for each certificate that is over or ends within 30 days, the first to end first; of those `gone`, none."""
-    near = sorted((end, who) for who, end in ends.items() if end - now <= NEAR and who not in gone)
+def warnings_of(ends: Mapping[str, datetime], now: datetime) -> list[str]:
+    """A sentence for each certificate that is over or ends within 30 days, the first to end first."""
+    near = sorted((end, who) for who, end in ends.items() if end - now <= NEAR)
     return [f"the certificate of {who} {_when(end - now)} ({end:%Y-%m-%d}): {_remedy(who)}" for end, who in near]
 
 

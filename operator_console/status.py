@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,12 @@ from rich.text import Text
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR, VIEWER
-from broker_config.logins import Logins
 from broker_config.provision import administration
 from broker_config.streams import LineageReader
 from broker_config.topology import DEAD_LETTERS, update_queue
 from operator_console.broker_commands import DEFAULT_FOLDER
 from operator_console.events import Event, read_events
+from operator_console.expiry import expiries, warnings_of
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, fold_next, follow
 from operator_console.live_view import metric_name, render, watch
@@ -28,7 +29,7 @@ from shared.broker import Broker
 from shared.errors import FederationError
 from shared.tasks.spec import parse_task
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON object."""
 TICK_SECONDS = 0.5
 Depths = dict[str, int]
@@ -43,17 +44,22 @@ def status(folder: Dir = DEFAULT_FOLDER, watching: Watching = False, as_json: As
     console = Console()
     with _opened(FederationFolder(folder)) as session:
         if as_json:
-            typer.echo(json.dumps(status_object(session.history, session.view(), session.depths()), allow_nan=False))
+            found = status_object(session.history, session.view(), session.depths(), session.ends)
+            typer.echo(json.dumps(found, allow_nan=False))
         elif watching:
             watch(session.tick, console=console)
         else:
-            console.print(screen(session.view(), session.depths(), best_version(session.history)))
+            warnings = warnings_of(session.ends, datetime.now(UTC))
+            console.print(screen(session.view(), session.depths(), best_version(session.history), warnings))
 
 
-def screen(view: ViewState, depths: Depths | None, best: Mapping[str, Any] | None = None) -> RenderableType:
-    """What to look at first, then the whole view, then the best version and what waits."""
+def screen(
+    view: ViewState, depths: Depths | None, best: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()
+) -> RenderableType:
+    """What to look at first, then the whole view, then the best version and what waits. `warnings` are of certificates."""
     first = attention(view, dead_letters=(depths or {}).get(DEAD_LETTERS))
-    parts: list[RenderableType] = [Text(f" ! {first}", style="bold yellow")] if first else []
+    urgent = [first, *warnings] if first else warnings
+    parts: list[RenderableType] = [Text(f" ! {sentence}", style="bold yellow") for sentence in urgent]
     told = [] if best is None else [Text(f" {best_text(best)}", style="dim")]
     return Group(*parts, render(view), *told, Text(f" {waiting_text(depths)}", style="dim"))
 
@@ -73,9 +79,11 @@ def waiting_text(depths: Depths | None) -> str:
     return f"messages waiting for the aggregator: {text}; dead letters: {depths.get(DEAD_LETTERS, 0)}"
 
 
-def status_object(history: History, view: ViewState, depths: Depths | None) -> dict[str, Any]:
-    """The object of `--json`. Depths are None where the management API does not answer."""
-    head = history.links[-1]
+def status_object(
+    history: History, view: ViewState, depths: Depths | None, ends: Mapping[str, datetime] | None = None
+) -> dict[str, Any]:
+    """The object of `--json`. Depths are None where the management API does not answer; `ends` are those of certificates."""
+    ends, head = ends or {}, history.links[-1]
     return {
         "schema": SCHEMA,
         "run_id": head.manifest.run_id,
@@ -92,6 +100,8 @@ def status_object(history: History, view: ViewState, depths: Depths | None) -> d
         "best": best_version(history),
         "epsilon_budget": view.epsilon_budget,
         "attention": attention(view, dead_letters=(depths or {}).get(DEAD_LETTERS)),
+        "certificates": {who: end.isoformat() for who, end in ends.items()},
+        "warnings": warnings_of(ends, datetime.now(UTC)),
         "institutions": [_row_object(row, depths) for row in view.rows],
         "queues": depths,
     }
@@ -117,17 +127,18 @@ def _row_object(row: Row, depths: Depths | None) -> dict[str, Any]:
 class StatusSession:
     """One connection with the operator's login, its reader, and the history it fills."""
 
-    def __init__(self, broker: Broker, history: History, shown: Shown, *, logins: Logins, events_file: Path) -> None:
+    def __init__(self, broker: Broker, history: History, shown: Shown, folder: FederationFolder) -> None:
         self.history = history
+        self.ends = expiries(folder)
+        """Until when certificates hold."""
         self._broker = broker
         self._reader: LineageReader = follow(broker, history)
         self._shown = shown
-        self._logins = logins
-        self._events_file = events_file
+        self._folder = folder
 
     def view(self) -> ViewState:
         """The run as it stands."""
-        events: list[Event] = read_events(self._events_file)
+        events: list[Event] = read_events(self._folder.path / "events.json")
         return view_of(self.history, self._shown, now_ms=time.time_ns() // 1_000_000, events=events)
 
     def tick(self) -> ViewState:
@@ -137,9 +148,8 @@ class StatusSession:
 
     def depths(self) -> Depths | None:
         """Messages in every queue, some seconds old; None where the management API does not answer."""
-        logins = self._logins
         try:
-            with administration(logins, OPERATOR) as management:
+            with administration(self._folder.logins(), OPERATOR) as management:
                 return {str(queue["name"]): int(queue.get("messages", 0)) for queue in management.queues()}
         except FederationError:
             return None
@@ -157,6 +167,6 @@ def _opened(folder: FederationFolder) -> Iterator[StatusSession]:
     )
     broker = connect(logins.settings(OPERATOR), name="fedqueue-status")
     try:
-        yield StatusSession(broker, History(folder.names()), shown, logins=logins, events_file=folder.path / "events.json")
+        yield StatusSession(broker, History(folder.names()), shown, folder)
     finally:
         broker.close()

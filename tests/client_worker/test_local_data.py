@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_worker.cli import doubtful_count
+from client_worker.check import doubtful_count
 from client_worker.dataset_entry import dataset_facts, noised_count, with_count
 from client_worker.ledger import Ledger
 from client_worker.local_data import open_data

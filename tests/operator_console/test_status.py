@@ -31,7 +31,7 @@ def object_of(history: History, depths: dict[str, int] | None) -> dict[str, obje
 
 def test_the_object_tells_where_the_run_stands(finished: Finished):
     found = object_of(finished.history, DEPTHS)
-    assert (found["schema"], found["run_id"], found["task"], found["phase"]) == (1, RUN, "toy", "finished")
+    assert (found["schema"], found["run_id"], found["task"], found["phase"]) == (2, RUN, "toy", "finished")
     assert found["version"] == finished.history.links[-1].manifest.version
     assert found["updates"]["aggregated"] >= 30  # type: ignore[index]
     assert found["target_updates"] == 30
