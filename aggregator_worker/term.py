@@ -108,6 +108,7 @@ class Term:
         committer = Committer(self._broker, self._settings.state_folder, self._lead.read_back, hooks)
         federation = self._restore(committer)
         desk = self._open_desk(federation)
+        self._seal_again(federation, committer)  # a leader that was killed may have admitted somebody who cannot read the head
         log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
         try:
             while True:
@@ -225,13 +226,19 @@ class Term:
         self._orders.append(operation)
 
     def _follow_orders(self, desk: Desk, committer: Committer) -> None:
-        guard, moved = self._settings.guard, any(order.kind in ("admit", "remove") for order in self._orders)
+        moved = any(order.kind in ("admit", "remove") for order in self._orders)
         if moved:
             self._share_keys(desk.federation)
         while self._orders:
             self._heed(self._orders.pop(0))
-        if moved and guard is not None and guard.trust.sealed:
-            committer.seal_again(desk.federation.head)
+        if moved:
+            self._seal_again(desk.federation, committer)
+
+    def _seal_again(self, federation: Federation, committer: Committer) -> None:
+        """Where models are sealed, the newest one for those who are members now."""
+        guard = self._settings.guard
+        if guard is not None and guard.trust.sealed:
+            committer.seal_again(federation.head)
 
     def _heed(self, operation: Operation) -> None:
         """Listens to an admitted institution's queue, and no more to a removed one's, once the manifest says so."""

@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
+from typing import get_args
 
 from aggregator_worker.listening import prefetch_for
 from benchmarks.commits import commits
-from benchmarks.federation import EXAMPLES, Federation, founded, plan_for, started, vector
+from benchmarks.federation import EXAMPLES, Federation, Protection, founded, plan_for, started, vector
 from benchmarks.figures import tell
 from benchmarks.institution import STEP
 from broker_config.connection import address, connect
@@ -29,6 +30,7 @@ class Figures:
     institutions: int
     updates: int
     buffer_size: int
+    protection: str
     megabytes_per_second: float
     bare_pika_megabytes_per_second: float
     ratio_to_bare_pika: float
@@ -41,7 +43,7 @@ def measure(chosen: argparse.Namespace) -> Figures:
     parameters, each = chosen.parameters, chosen.updates // chosen.institutions
     megabytes = 4 * parameters * each * chosen.institutions / 1e6
     plan = plan_for(parameters, chosen.buffer_size, broadcast="float32")
-    with founded(plan, parameters, chosen.institutions, updates_waiting=each + 1) as federation:
+    with founded(plan, parameters, chosen.institutions, updates_waiting=each + 1, protection=chosen.protection) as federation:
         fill(federation, each)
         folding = megabytes / seconds_to_fold(federation, each)
         messages_waiting = fill(federation, each)
@@ -51,6 +53,7 @@ def measure(chosen: argparse.Namespace) -> Figures:
         institutions=chosen.institutions,
         updates=each * chosen.institutions,
         buffer_size=chosen.buffer_size,
+        protection=chosen.protection,
         megabytes_per_second=round(folding, 1),
         bare_pika_megabytes_per_second=round(bare, 1),
         ratio_to_bare_pika=round(folding / bare, 3),
@@ -63,7 +66,7 @@ def fill(federation: Federation, each: int) -> int:
     """Publishes updates 1, 2, ... of every institution as its worker would; returns how many messages they are."""
     sent = 0
     for institution in federation.institutions:
-        broker = connect(federation.logins.settings(institution), name="benchmark/fill")
+        broker = connect(federation.settings(institution), name="benchmark/fill")
         base, _ = newest(broker)
         sent += sum(_publish(broker, federation, base, sequence) for sequence in range(1, each + 1))
         broker.close()
@@ -95,7 +98,7 @@ def seconds_to_fold(federation: Federation, each: int) -> float:
     with started(aggregator := federation.aggregator()):
         federation.wait_until_leading(aggregator)
         federation.wait_until_folded(each)
-    broker = connect(federation.logins.settings(OPERATOR), name="benchmark/count")
+    broker = connect(federation.settings(OPERATOR), name="benchmark/count")
     found = [commit for commit in commits(broker) if commit.epoch > 1]
     broker.close()
     return found[-1].at_seconds - found[0].at_seconds
@@ -131,6 +134,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=24)
     parser.add_argument("--institutions", type=int, default=4)
     parser.add_argument("--buffer-size", type=int, default=4, help="K: updates per version")
+    parser.add_argument("--protection", choices=get_args(Protection), default="plain", help="of every message")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     chosen = parser.parse_args()
     tell(lambda: measure(chosen), as_json=chosen.json)

@@ -24,11 +24,11 @@ class Keyring:
     def public(self, party: str) -> PublicKeys:
         return self.identities[party].public
 
-    def guard(self, party: str) -> Guard:
-        """A new one; operator and aggregator know the institutions."""
+    def guard(self, party: str, members: Sequence[str] = NAMES) -> Guard:
+        """A new one; operator and aggregator know the members."""
         guard = Guard(self.identities[party], self.trust)
         if party in ("operator", "aggregator"):
-            keys = {name: self.public(name) for name in NAMES}
+            keys = {name: self.public(name) for name in members}
             guard.follow({name: each.signing for name, each in keys.items()}, [each.sealing for each in keys.values()])
         return guard
 
@@ -46,9 +46,9 @@ class Keyring:
 class GuardedServer:
     """Another server's connections, guarded; one party's can be exchanged, as an impostor's."""
 
-    def __init__(self, inner: Server, keyring: Keyring) -> None:
+    def __init__(self, inner: Server, keyring: Keyring, members: Sequence[str] = NAMES) -> None:
         self.inner = inner
-        self.guards = {name: keyring.guard(name) for name in PARTIES}
+        self.guards = {name: keyring.guard(name, members) for name in PARTIES}
 
     def connect(self, user: str) -> Broker:
         return GuardedBroker(self.inner.connect(user), self.guards[user])

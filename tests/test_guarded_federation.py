@@ -14,11 +14,12 @@ from shared import messages
 from shared.broker import Broker, Message
 from shared.chunks import split
 from shared.envelopes import key_id
+from shared.errors import BrokerUnavailableError
 from shared.keys import Identity
 from shared.messages import Hello, Operation
 from tests.builders import NAMES, RUN, a_plan, name_of
 from tests.guarding import GuardedServer, Keyring
-from tests.running import Leader, Watch, Worker, begin, require_each_once, require_replay, trained
+from tests.running import Leader, Watch, Worker, begin, give_order, require_each_once, require_replay, trained
 
 CHUNK = 2**20
 
@@ -168,7 +169,8 @@ def test_a_manifest_or_order_that_nobody_of_ours_signed_has_no_effect(server, br
     assert any("it is not signed, and the operator signs everything" in reason for reason in letters(server))
 
 
-def test_a_newcomer_reads_the_model_and_one_that_was_removed_reads_no_later_one(server, broker_server, keyring, tmp_path, stack):
+def test_a_newcomer_reads_the_model_and_one_that_was_removed_reads_no_later_one(broker_server, keyring, tmp_path, stack):
+    server = GuardedServer(broker_server, keyring, NAMES[:2])
     watch = started(server, keyring, NAMES[:2])
     stack.enter_context(leading(server, tmp_path))
     operator = server.connect("operator")
@@ -192,3 +194,29 @@ def test_a_newcomer_reads_the_model_and_one_that_was_removed_reads_no_later_one(
         parties = ("operator", "aggregator", "bank-b", "bank-c")
         assert ids == {key_id(keyring.public(name).sealing) for name in parties}
     assert letters(server) == []
+
+
+def test_a_newcomer_reads_the_model_though_the_leader_was_lost_before_it_sealed_it_again(broker_server, tmp_path, stack):
+    keyring = Keyring(sealed=True)
+    server = GuardedServer(broker_server, keyring, NAMES[:2])
+    watch = started(server, keyring, NAMES[:2])
+    lost: list[str] = []
+
+    def lose_the_connection(step: str) -> None:
+        if step == "hints" and not lost:  # the first commit is that of the order
+            lost.append(step)
+            raise BrokerUnavailableError("lost between the commit and the sealing")
+
+    stack.enter_context(
+        Leader(server, tmp_path / "aggregator", guard=server.guards["aggregator"], after_step=lose_the_connection)
+    )
+    order = Operation(
+        run_id=RUN,
+        operation_id=secrets.token_hex(16),
+        kind="admit",
+        arguments={"institution": "bank-c", "incarnation": 1, **keyring.entry_keys("bank-c")},
+    )
+    give_order(server, order)
+    assert watch.until(lambda: name_of("bank-c") in (watch.reader.lineage.table or {}))
+    stack.enter_context(Worker(server, "bank-c", tmp_path))
+    assert watch.until(lambda: watch.entry("bank-c").watermark >= 2)
