@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from operator_console.audit_command import audit
+from operator_console.backup_commands import backup, republish, restore
 from operator_console.broker_commands import broker_app
 from operator_console.command_options import EpsilonText, Grouped, epsilon_of
 from operator_console.dead_letter_commands import dead_letter_app
@@ -88,7 +89,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, replay, doctor, audit, simulate, sweep):
+for command in (stop, pause, resume, replay, doctor, audit, backup, restore, republish, simulate, sweep):
     app.command()(command)
 
 
