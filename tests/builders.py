@@ -70,6 +70,9 @@ def name_of(institution: str) -> str:
     return pseudonym(SECRET, institution)
 
 
+BY_PSEUDONYM = {name_of(name): name for name in NAMES}
+
+
 def a_table(entries: Mapping[str, Entry] | None = None) -> dict[str, Entry]:
     """A table by pseudonym, from entries by institution."""
     entries = entries or {institution: Entry(incarnation=1, num_examples=100) for institution in NAMES}

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from unittest.mock import patch
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 INSTITUTIONS = ("bank-a", "bank-b", "bank-c")
 LIMITS = Limits(update_bytes=1 << 20, model_stream_bytes=64 << 20, state_stream_bytes=64 << 20, dead_letter_bytes=16 << 20)
+JOURNALLED = replace(LIMITS, journal_stream_bytes=16 << 20)
 
 
 class BrokerServer(Protocol):
@@ -189,6 +191,16 @@ def rabbitmq_server(private_node: PrivateNode, logins: Logins) -> Iterator[Rabbi
     server = RabbitmqServer(private_node, logins.model_copy(update={"vhost": vhost, "amqp": private_node.amqp_url(vhost)}))
     yield server
     server.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def journalled(request: pytest.FixtureRequest) -> MemoryRabbit | RabbitmqServer:
+    """A broker that keeps a journal of every institution."""
+    if request.param == "memory":
+        return MemoryRabbit(topology(INSTITUTIONS, JOURNALLED))
+    server: RabbitmqServer = request.getfixturevalue("rabbitmq_server")
+    provision(server.logins, INSTITUTIONS, JOURNALLED)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from operator_console.lineage_commands import audited, summary, version_table
 from shared import messages
 from shared.broker import Delivery, Message
 from shared.messages import Claim, Counters, Entry, OperationOutcome, Settlement
-from tests.builders import NAMES, a_claim, a_plan, a_record, a_table, name_of
+from tests.builders import BY_PSEUDONYM, a_claim, a_plan, a_record, a_table, name_of
 from tests.running import Hand, Leader, Watch, begin
 
 A = name_of("bank-a")
@@ -21,7 +21,6 @@ ZERO = a_record(0, table={A: Entry(incarnation=1)})
 REQUEUE = OperationOutcome(operation_id="1" * 32, kind="requeue", applied=True)
 BACK = OperationOutcome(operation_id="4" * 32, kind="roll-back", applied=True, reason=f"to version 0 without {A}")
 ADMIT = OperationOutcome(operation_id="2" * 32, kind="admit", applied=True)
-BY_PSEUDONYM = {name_of(name): name for name in NAMES}
 
 
 def shown(renderable):

@@ -10,7 +10,7 @@ from broker_config.connection import connect
 from broker_config.logins import save
 from broker_config.memory import MemoryRabbit
 from broker_config.provision import provision
-from broker_config.topology import MODEL, Limits, journal_queue, topology, update_queue
+from broker_config.topology import MODEL, journal_queue, topology, update_queue
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.journal import JournalGapError
@@ -20,37 +20,19 @@ from shared import messages
 from shared.compact import Scaled
 from shared.errors import SettingsError
 from shared.messages import Settlement
-from tests.builders import NAMES, a_plan, an_update, array, as_messages, name_of
+from tests.builders import BY_PSEUDONYM, NAMES, a_plan, an_update, array, as_messages, name_of
+from tests.conftest import JOURNALLED
 from tests.leading import leading
 from tests.running import Hand, Leader, Watch, begin
 
-MIB = 1 << 20
-LIMITS = Limits(
-    update_bytes=MIB,
-    model_stream_bytes=64 * MIB,
-    state_stream_bytes=64 * MIB,
-    dead_letter_bytes=16 * MIB,
-    journal_stream_bytes=16 * MIB,
-)
 STEP = float(np.float32(0.1))
-BY_PSEUDONYM = {name_of(name): name for name in NAMES}
-
-
-@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def journalled(request):
-    """A broker that keeps a journal of every institution."""
-    if request.param == "memory":
-        return MemoryRabbit(topology(NAMES, LIMITS))
-    server = request.getfixturevalue("rabbitmq_server")
-    provision(server.logins, NAMES, LIMITS)
-    return server
 
 
 def replayed(server, **choices):
     return rebuilt(server.connect("operator"), BY_PSEUDONYM, **choices)
 
 
-def run(server, folder, plan, *rounds, chunk_bytes=MIB):
+def run(server, folder, plan, *rounds, chunk_bytes=1 << 20):
     """Each round is (institution, sequence, values); a version is made of each."""
     begin(server, plan)
     watch = Watch(server.connect("operator"))
@@ -91,7 +73,7 @@ def test_every_version_is_rebuilt_to_the_bit(journalled, tmp_path):
 
 @pytest.mark.parametrize(("momentum", "broadcast"), [(0.0, "float32"), (0.0, "bfloat16"), (0.5, "float32")])
 def test_so_it_is_under_every_kind_of_state(tmp_path, momentum, broadcast):
-    rabbit = MemoryRabbit(topology(NAMES, LIMITS))
+    rabbit = MemoryRabbit(topology(NAMES, JOURNALLED))
     run(rabbit, tmp_path, a_plan({"server_momentum": momentum}, broadcast=broadcast), *ROUNDS)
     assert replayed(rabbit).replay.folded == 4
 
@@ -154,7 +136,7 @@ def write_journal_again(server, institution, change):
     if isinstance(server, MemoryRabbit):
         server.declare(institution)
     else:
-        provision(server.logins, NAMES, LIMITS)
+        provision(server.logins, NAMES, JOURNALLED)
     author = server.connect(institution)
     for message in held:
         changed = change(message)
@@ -209,7 +191,7 @@ def test_the_start_is_the_oldest_version_from_which_nothing_is_missing():
 def test_where_the_model_stream_has_dropped_the_first_versions_the_oldest_that_is_left_is_the_start(
     rabbitmq_server, tmp_path, soon
 ):
-    short = replace(LIMITS, model_stream_bytes=300_000, segment_bytes=100_000)
+    short = replace(JOURNALLED, model_stream_bytes=300_000, segment_bytes=100_000)
     rabbitmq_server.remove_queue(MODEL)  # a stream takes the size of its segments from the limits that it is made under
     provision(rabbitmq_server.logins, NAMES, short)
     begin(rabbitmq_server, a_plan(), model={"w": np.zeros(10_000, np.float32)})

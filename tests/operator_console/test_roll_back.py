@@ -16,7 +16,7 @@ from broker_config.logins import load, save
 from broker_config.memory import MemoryRabbit
 from broker_config.service import read_settings
 from broker_config.streams import fetch_state
-from broker_config.topology import MODEL, Limits, topology, update_queue
+from broker_config.topology import MODEL, topology, update_queue
 from client_worker import worker as client_worker
 from client_worker.cli import member
 from client_worker.dataset_entry import dataset_facts, with_count
@@ -35,12 +35,11 @@ from operator_console.roll_back_command import Request, compared, prospect_of, r
 from shared import messages
 from shared.errors import SettingsError
 from shared.messages import Entry
-from tests.builders import NAMES, RUN, SECRET, a_plan, an_operation, an_update, as_messages, name_of
+from tests.builders import BY_PSEUDONYM, NAMES, RUN, SECRET, a_plan, an_operation, an_update, as_messages, name_of
+from tests.conftest import JOURNALLED
 from tests.leading import leading
 from tests.running import Hand, Leader, Watch, begin, give_order
 
-MIB = 1 << 20
-LIMITS = Limits(update_bytes=MIB, model_stream_bytes=64 * MIB, state_stream_bytes=64 * MIB, journal_stream_bytes=16 * MIB)
 PLAN = a_plan({"server_momentum": 0.5, "max_wait_seconds": 0.1}, broadcast="bfloat16")
 
 
@@ -57,7 +56,7 @@ class Run:
     """A federation with momentum, models in bfloat16 and journals, on the broker in memory; a version is made of each update."""
 
     def __init__(self, folder) -> None:
-        self.rabbit = MemoryRabbit(topology(NAMES, LIMITS))
+        self.rabbit = MemoryRabbit(topology(NAMES, JOURNALLED))
         begin(self.rabbit, PLAN)
         self.watch = Watch(self.rabbit.connect("operator"))
         self.hands = {name: Hand(self.rabbit, name) for name in NAMES}
@@ -88,7 +87,7 @@ class Run:
         return fetch_state(self.watch.broker, self.watch.head)["model/w"]
 
     def rebuilt(self, **choices):
-        return rebuilt(self.rabbit.connect("operator"), {name_of(name): name for name in NAMES}, **choices)
+        return rebuilt(self.rabbit.connect("operator"), BY_PSEUDONYM, **choices)
 
     def prospect(self, federation, without=None, to=None, *, journals=True):
         return prospect_of(self.rabbit.connect("operator"), Request(federation, without, to), journals=journals)

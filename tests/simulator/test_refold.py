@@ -10,13 +10,14 @@ from aggregator_worker.admission import Admission
 from aggregator_worker.operations import apply
 from broker_config.memory import MemoryRabbit
 from broker_config.provision import provision
-from broker_config.topology import Limits, topology
+from broker_config.topology import topology
 from operator_console.recorded_run import recorded_run
 from shared.messages import Entry, OperationOutcome
 from shared.plan import AggregationPlan, Defence, Ending, LocalPlan, ServerAdam
 from simulator.message_order import Link, Told, told_in
 from simulator.refold import RefoldError, Start, again, events_of, what_if
 from tests.builders import (
+    BY_PSEUDONYM,
     NAMES,
     a_federation,
     a_hello,
@@ -28,18 +29,10 @@ from tests.builders import (
     commit,
     name_of,
 )
+from tests.conftest import JOURNALLED
 from tests.running import EXAMPLES, Leader, Watch, Worker, begin, local_data
 
-MIB = 1 << 20
-LIMITS = Limits(
-    update_bytes=MIB,
-    model_stream_bytes=64 * MIB,
-    state_stream_bytes=64 * MIB,
-    dead_letter_bytes=16 * MIB,
-    journal_stream_bytes=16 * MIB,
-)
 A, B, C = map(name_of, NAMES)
-BY_PSEUDONYM = {name_of(name): name for name in NAMES}
 KINDS = {
     "credit, in bfloat16": ({}, "bfloat16"),
     "credit with momentum": ({"server_momentum": 0.9, "buffer_size": 2, "exact_buffer": True}, "float32"),
@@ -49,16 +42,6 @@ KINDS = {
     "latest model": ({"rule": "latest-model"}, "bfloat16"),
     "latest update": ({"rule": "latest-update", "buffer_size": 2}, "float32"),
 }
-
-
-@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def journalled(request):
-    """A broker that keeps a journal of every institution."""
-    if request.param == "memory":
-        return MemoryRabbit(topology(NAMES, LIMITS))
-    server = request.getfixturevalue("rabbitmq_server")
-    provision(server.logins, NAMES, LIMITS)
-    return server
 
 
 def require_the_same_again(server, folder, kind, *, gate=None, **plan):
@@ -94,7 +77,7 @@ def test_a_run_of_workers_is_made_again_to_the_bit(journalled, tmp_path):
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("kind", ["credit with momentum", "latest model"])
 def test_so_it_is_with_momentum_and_with_a_table_rule(kind, rabbitmq_server, tmp_path):
-    provision(rabbitmq_server.logins, NAMES, LIMITS)
+    provision(rabbitmq_server.logins, NAMES, JOURNALLED)
     require_the_same_again(rabbitmq_server, tmp_path, kind)
 
 
@@ -104,7 +87,7 @@ def test_what_the_gate_refused_on_the_operators_rows_stays_refused(tmp_path):
         return float(abs(model["w"][0] - 1.2))
 
     defence = Defence(gate_tolerance=0.01, strikes=None)
-    rabbit = MemoryRabbit(topology(NAMES, LIMITS))
+    rabbit = MemoryRabbit(topology(NAMES, JOURNALLED))
     found = require_the_same_again(rabbit, tmp_path, "credit, in bfloat16", gate=log_loss, defence=defence)
     assert found >= {"aggregated", "rejected"}
 
@@ -112,7 +95,7 @@ def test_what_the_gate_refused_on_the_operators_rows_stays_refused(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_it_is_under_every_rule_and_optimiser(kind, tmp_path):
-    require_the_same_again(MemoryRabbit(topology(NAMES, LIMITS)), tmp_path, kind)
+    require_the_same_again(MemoryRabbit(topology(NAMES, JOURNALLED)), tmp_path, kind)
 
 
 class Real:
