@@ -19,7 +19,8 @@ def leading(folder: Path) -> Iterator[None]:
 
     def lead() -> None:
         try:
-            run(lambda: connect(settings.broker, name="test/aggregator"), term_settings(settings, stopping), stopping)
+            term = term_settings(settings, stopping)
+            run(lambda: connect(settings.broker, name="test/aggregator", guard=term.guard), term, stopping)
         except BaseException as error:
             failures.append(error)
             raise
