@@ -18,6 +18,7 @@ from shared.compact import Delta
 from shared.lineage import Lineage, standing_under
 from shared.messages import (
     KEPT_OPERATIONS,
+    REASON_CHARACTERS,
     BlobName,
     Counters,
     Entry,
@@ -136,7 +137,7 @@ class Federation:
             sequence=update.sequence,
             hash=content,
             outcome=admission.outcome,
-            reason=admission.reason,
+            reason=admission.reason[:REASON_CHARACTERS],
             base_version=update.base_version,
             base_hash=update.base_hash,
             staleness=max(0, admission.staleness),

@@ -68,7 +68,7 @@ def over_budget(statement: PrivacyStatement, plan: Plan) -> str | None:
     spent, allowed = statement.epsilon_spent, plan.privacy.epsilon
     if allowed is None or spent is None or spent <= allowed * (1 + EPSILON_TOLERANCE):
         return None
-    return f"epsilon {spent:.3f} is over the plan's {allowed:g}"
+    return f"epsilon {spent:.6g} is over the plan's {allowed:g}"
 
 
 def _differences(statement: PrivacyStatement, plan: Plan) -> Iterator[str]:

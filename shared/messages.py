@@ -22,7 +22,8 @@ InstitutionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 HexFloat = Annotated[str, Field(pattern=r"^-?0x[01]\.[0-9a-f]+p[+-][0-9]+$")]
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Reason = Annotated[str, Field(max_length=200)]
+REASON_CHARACTERS = 200
+Reason = Annotated[str, Field(max_length=REASON_CHARACTERS)]
 OperationId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 KEPT_OPERATIONS = 256
 """How many operation ids a whole manifest lists, so that a redelivered order has no effect."""

@@ -269,6 +269,12 @@ def test_no_number_that_is_not_finite_comes_into_the_table(outcome):
     assert (entry.epsilon_spent, entry.noise_multiplier, entry.target_delta) == (None, None, None)
 
 
+def test_a_reason_that_is_longer_than_a_manifest_takes_is_cut_and_stops_nobody():
+    federation = a_federation({"w": array(0, 0)}, table=TABLE)
+    settled = settle(federation, "bank-a", 0, 0, admission=Admission("over_budget", "9" * 300))
+    assert settled.reason == "9" * 200
+
+
 def test_an_institution_that_states_more_than_the_budget_has_left_the_plan():
     federation = a_federation({"w": array(0, 0)}, table=TABLE)
     settle(federation, "bank-a", 1, 1, admission=Admission("over_budget", "epsilon 4 is over the plan's 3"))
