@@ -248,7 +248,7 @@ def _read(certificate_pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(certificate_pem)
     except ValueError as error:
-        raise SettingsError(f"this is not a certificate in PEM: {error}") from error
+        raise SettingsError("this is not a certificate in PEM") from error
 
 
 def _builder(key: PublicKey, subject: x509.Name, *, issuer: x509.Name, not_after: datetime) -> x509.CertificateBuilder:

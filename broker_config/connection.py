@@ -17,7 +17,7 @@ from broker_config.guarded import GuardedBroker
 from broker_config.link import Link
 from broker_config.pika_errors import translated
 from broker_config.rabbitmq import RabbitmqBroker
-from broker_config.tls import TlsFiles
+from broker_config.tls import TlsFiles, raise_alert
 from shared.broker import Broker
 from shared.errors import SettingsError
 
@@ -91,7 +91,11 @@ def connect(settings: ConnectionSettings, *, name: str, guard: Guard | None = No
     def connected() -> Link:
         random.shuffle(nodes)
         with translated(f"connect to {places} as {settings.user} in virtual host {nodes[0].virtual_host}"):
-            return Link(nodes)
+            try:
+                return Link(nodes)
+            except pika.exceptions.IncompatibleProtocolError:
+                _raise_alert(nodes[-1])
+                raise
 
     broker = RabbitmqBroker(connected, user=settings.user, where=places)
     return broker if guard is None else GuardedBroker(broker, guard)
@@ -152,6 +156,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _raise_alert(node: pika.ConnectionParameters) -> None:
+    if node.ssl_options is not None:
+        raise_alert(node.host, node.port, node.ssl_options.context)
 
 
 def _places(nodes: list[pika.ConnectionParameters]) -> str:

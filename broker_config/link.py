@@ -5,6 +5,7 @@ on their way, an acknowledgement reads nothing, and deliveries stay in the broke
 """
 
 import fcntl
+import socket
 import struct
 import termios
 import time
@@ -93,10 +94,7 @@ class Link:
         pieces = frames if len(frames) > _JOINED_FRAMES else [b"".join(frames)]
         for piece in pieces:
             self._impl.bytes_sent += len(piece)
-            sent = 0
-            if not transport.get_write_buffer_size():
-                with suppress(OSError):  # full, or lost: the loop finds out which
-                    sent = transport._sock.send(piece)
+            sent = 0 if transport.get_write_buffer_size() else _sent(transport._sock, piece)
             if sent < len(piece):
                 transport.write(piece[sent:])
 
@@ -151,6 +149,15 @@ class Link:
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
         self.blocked = False
         log.info("the broker takes messages again")
+
+
+def _sent(sock: socket.socket, piece: bytes) -> int:
+    """How much of a piece a socket took. TLS takes 16 KiB at a time, and what it could not send must come next."""
+    sent, rest = 0, memoryview(piece)
+    with suppress(OSError):  # full, or lost: the loop finds out which
+        while sent < len(piece):
+            sent += sock.send(rest[sent:])
+    return sent
 
 
 def _nothing() -> None:

@@ -1,8 +1,9 @@
 """TLS as a member of a federation speaks it; its files are looked at before anything connects."""
 
+import socket
 import ssl
 import stat
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,8 @@ from broker_config.authority import expiry_of, user_of
 from shared.errors import SettingsError
 
 WARNED_BEFORE = timedelta(days=30)
-_REMEDIES: Mapping[str, str] = {
-    "KEY_VALUES_MISMATCH": "the key does not belong to the certificate: take both from the same kit",
-    "BAD_DECRYPT": "the key is encrypted, and nobody is there to type its password: store it unencrypted, mode 600",
-}
+_MISMATCH = "KEY_VALUES_MISMATCH"
+_ALERT_SECONDS = 3.0
 
 log = structlog.get_logger()
 
@@ -60,9 +59,9 @@ class TlsFiles:
         try:
             context.load_cert_chain(self.certificate, self.key, password="")
         except (ssl.SSLError, ValueError) as error:
-            reason = getattr(error, "reason", None) or ""
-            why = _REMEDIES.get(reason, "they are not a certificate and its key in PEM: take both from the kit")
-            raise SettingsError(f"{self.certificate} and {self.key}: {why}") from error
+            apart = getattr(error, "reason", "") == _MISMATCH
+            why = "the key does not belong to the certificate" if apart else "they are not a certificate and its key in PEM"
+            raise SettingsError(f"{self.certificate} and {self.key}: {why}; take both from the same kit") from error
         return context
 
     def _warn_before_it_expires(self) -> None:
@@ -87,8 +86,10 @@ def _demand_readable(file: Path) -> None:
 def _demand_private(key: Path) -> None:
     if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise SettingsError(
-            f"the key {key} can be read by other users: chmod 600 {key}, and ask for a new one if one of them may have"
+            f"the key {key} can be read by other users: chmod 600 {key}, and ask for a new one if one of them did"
         )
+    if b"ENCRYPTED" in key.read_bytes():
+        raise SettingsError(f"the key {key} has a password, and nobody is there to type it: store it without one, mode 600")
 
 
 def _named(certificate: Path) -> str:
@@ -96,3 +97,17 @@ def _named(certificate: Path) -> str:
         return user_of(certificate.read_bytes())
     except SettingsError as error:
         raise SettingsError(f"{certificate}: {error}") from error
+
+
+def raise_alert(host: str, port: int, context: ssl.SSLContext) -> None:
+    """Raises the ssl.SSLError that says why a broker hangs up on us, where it says so.
+
+    In TLS 1.3 it refuses a certificate after the client has finished, so whoever writes at once may find the connection closed
+    and never read why.
+    """
+    with (
+        suppress(ConnectionError, TimeoutError),
+        socket.create_connection((host, port), timeout=_ALERT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=host) as connection,
+    ):
+        connection.recv(1)
