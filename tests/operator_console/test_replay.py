@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from broker_config.connection import connect
-from broker_config.logins import save
+from broker_config.logins import load, save
 from broker_config.memory import MemoryRabbit
 from broker_config.provision import provision
 from broker_config.topology import MODEL, journal_queue, topology, update_queue
-from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.journal import JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError, show, verify
@@ -22,7 +20,7 @@ from shared.errors import SettingsError
 from shared.messages import Settlement
 from tests.builders import BY_PSEUDONYM, NAMES, a_plan, an_update, array, as_messages, name_of
 from tests.conftest import JOURNALLED
-from tests.leading import leading
+from tests.leading import make_three_versions
 from tests.running import Hand, Leader, Watch, begin
 
 STEP = float(np.float32(0.1))
@@ -211,30 +209,11 @@ def test_where_the_model_stream_has_dropped_the_first_versions_the_oldest_that_i
         replayed(rabbitmq_server, version=0)
 
 
-def send(federation, head, sequence, delta):
-    """An update of north, as its worker publishes it."""
-    update = an_update(
-        "north", sequence, base=head, run_id=head.manifest.run_id, plan_hash=head.manifest.plan_hash, num_examples=100 * sequence
-    )
-    north = connect(federation.logins().settings("north"), name="test/north")
-    for message in as_messages(update, delta):
-        north.publish(update_queue("north"), message)
-    north.close()
-
-
 @pytest.mark.rabbitmq
 def test_the_commands_tell_a_founded_federations_versions_and_write_their_parameters(broker_folder, tmp_path, capsys):
     choices = {"epsilon": "none", "journal": "20MiB", "server_momentum": 0.9, "broadcast": "bfloat16"}
     init(task="heart-disease", institution=["north"], folder=broker_folder, **choices)
-    federation = FederationFolder(broker_folder)
-    watch = Watch(connect(federation.logins().settings("operator"), name="test/operator"))
-    names = watch.model().keys()
-    with leading(broker_folder):
-        for sequence in (1, 2, 3):
-            delta = {name: np.full_like(array, sequence / 7) for name, array in watch.model().items()}
-            send(federation, watch.head, sequence, delta)
-            assert watch.until(lambda sequence=sequence: watch.head.manifest.version == sequence)
-    watch.broker.close()
+    names = make_three_versions(broker_folder)
     capsys.readouterr()
     verify(broker_folder)
     show(2, broker_folder)
@@ -244,10 +223,10 @@ def test_the_commands_tell_a_founded_federations_versions_and_write_their_parame
     assert "version 2" in said
     assert "versions 0 to 3: 3 updates folded again, each model equal to the bit" in said
     assert "weights: 3 of 3 are what the plan's rule gives" in said
-    assert load_file(tmp_path / "model.safetensors").keys() == names
+    assert load_file(tmp_path / "model.safetensors").keys() == set(names)
     with pytest.raises(SettingsError, match="south is not an institution of this federation"):
         replay(version=None, without="south", out=None, folder=broker_folder)
-    logins = federation.logins()
+    logins = load(broker_folder)
     save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)
     with pytest.raises(SettingsError, match="this federation keeps no journals"):
         replay(version=None, without=None, out=None, folder=broker_folder)

@@ -16,7 +16,7 @@ from broker_config.logins import load, save
 from broker_config.memory import MemoryRabbit
 from broker_config.service import read_settings
 from broker_config.streams import fetch_state
-from broker_config.topology import MODEL, topology, update_queue
+from broker_config.topology import MODEL, topology
 from client_worker import worker as client_worker
 from client_worker.cli import member
 from client_worker.dataset_entry import dataset_facts, with_count
@@ -35,9 +35,9 @@ from operator_console.roll_back_command import Request, compared, prospect_of, r
 from shared import messages
 from shared.errors import SettingsError
 from shared.messages import Entry
-from tests.builders import BY_PSEUDONYM, NAMES, RUN, SECRET, a_plan, an_operation, an_update, as_messages, name_of
+from tests.builders import BY_PSEUDONYM, NAMES, RUN, SECRET, a_plan, an_operation, an_update, name_of
 from tests.conftest import JOURNALLED
-from tests.leading import leading
+from tests.leading import give, leading
 from tests.running import Hand, Leader, Watch, begin, give_order
 
 PLAN = a_plan({"server_momentum": 0.5, "max_wait_seconds": 0.1}, broadcast="bfloat16")
@@ -289,9 +289,7 @@ class Federation:
         delta = {name: np.full_like(each, -30 * number) for name, each in self.watch.model().items()}
         run_id = self.watch.head.manifest.run_id
         update = an_update("west", number, base=self.watch.head, run_id=run_id, num_examples=200)
-        with closing(connect(load(self.folder).settings("west"), name="test/west")) as west:
-            for message in as_messages(update, delta):
-                west.publish(update_queue("west"), message)
+        give(self.folder, update, delta)
         self.until(lambda: self.entry("west").watermark == number)
 
     def honest(self) -> int:

@@ -6,14 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from broker_config.connection import connect
-from broker_config.logins import save
+from broker_config.logins import load, save
 from operator_console.cli import app
-from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.simulate_command import folder_name, present
 from operator_console.simulation_page import lead
@@ -23,9 +20,7 @@ from shared.plan import AggregationPlan
 from simulator import engine
 from simulator.results import Contribution, Point, RunResult
 from simulator.scenario import Target, parse_scenario
-from tests.leading import leading
-from tests.operator_console.test_replay import send
-from tests.running import Watch
+from tests.leading import make_three_versions
 
 SCENARIO = """
 name = "four"
@@ -277,14 +272,7 @@ def test_figures_that_are_missing_are_null_and_no_nan(tmp_path):
 def test_a_federations_sealed_updates_are_weighed_again_and_it_says_that_this_is_no_training(broker_folder, capsys):
     # one institution gives 1/7, 2/7 and 3/7 for every parameter: in all 6/7 of weight 1 under credit, half of it at rate 0.5
     init(task="heart-disease", institution=["north"], folder=broker_folder, epsilon="none", journal="20MiB", rule="credit")
-    federation = FederationFolder(broker_folder)
-    watch = Watch(connect(federation.logins().settings("operator"), name="test/operator"))
-    with leading(broker_folder):
-        for sequence in (1, 2, 3):
-            delta = {name: np.full_like(array, sequence / 7) for name, array in watch.model().items()}
-            send(federation, watch.head, sequence, delta)
-            assert watch.until(lambda sequence=sequence: watch.head.manifest.version == sequence)
-    watch.broker.close()
+    make_three_versions(broker_folder)
     capsys.readouterr()
     words = ["simulate", "--from-lineage", broker_folder, "--rule", "fedasync", "--server-learning-rate", "0.5"]
     told = json.loads(fedqueue(*words, "--json").stdout)
@@ -295,7 +283,7 @@ def test_a_federations_sealed_updates_are_weighed_again_and_it_says_that_this_is
     assert half["moved"] == pytest.approx(0.5, rel=1e-5)
     shown = fedqueue(*words).stdout
     assert "This is not a re-training: every update was computed on the models of the real run." in shown
-    logins = federation.logins()
+    logins = load(broker_folder)
     save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)
     assert "keeps no journals" in str(fedqueue(*words).exception)
 
