@@ -84,7 +84,7 @@ def _evaluation(settings: AggregatorSettings) -> tuple[Callable[[Parameters], Me
 
 def _keep_report(file: Path, report: Report) -> None:
     """Reports stay with the operator: they are noised, but nobody else has a use for them."""
-    line = {"institution": report.institution, "version": report.version, "epsilon": report.epsilon, **report.metrics}
+    line = {**report.metrics, "institution": report.institution, "version": report.version, "epsilon": report.epsilon}
     with file.open("a") as opened:
         opened.write(json.dumps(line) + "\n")
 

@@ -105,8 +105,9 @@ def _admit(federation: Federation, pseudonym: str, arguments: Mapping[str, Any])
     if former is None and state.is_table and members >= most_institutions(len(state.model)):
         raise RefusedOperationError(f"{members} rows of {len(state.model)} tensors are all that a state can hold under this rule")
     fresh = former or Entry(incarnation=incarnation)
-    renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "active": True, "removed": False, **_keys(arguments)}
-    federation.change(pseudonym, fresh.model_copy(update=renewed))
+    # the largest nonce of all, sent by whoever had its login for a while, must not keep a newcomer from saying hello
+    renewed = {"incarnation": incarnation, "watermark": 0, "last_hash": "", "nonce": "", "active": True, "removed": False}
+    federation.change(pseudonym, fresh.model_copy(update=renewed | _keys(arguments)))
 
 
 def _keys(arguments: Mapping[str, Any]) -> dict[str, str]:

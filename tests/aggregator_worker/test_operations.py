@@ -65,12 +65,13 @@ def test_a_newcomer_is_in_the_table_of_the_next_manifest():
 
 def test_an_institution_that_comes_back_needs_a_higher_incarnation_and_keeps_its_history():
     former = Entry(incarnation=2, watermark=9, last_hash="9" * 64, epsilon_spent=1.5, removed=True, active=False)
-    former = former.model_copy(update={"counters": Counters(aggregated=9)})
+    former = former.model_copy(update={"counters": Counters(aggregated=9), "nonce": "f" * 16})
     federation = a_federation(MODEL, table={"bank-a": former})
     assert applied(federation, "admit", 1, institution="bank-a", incarnation=2)[0] is False
     assert applied(federation, "admit", 2, institution="bank-a", incarnation=3)[0] is True
     entry = federation.table[name_of("bank-a")]
     assert (entry.incarnation, entry.watermark, entry.last_hash, entry.active, entry.removed) == (3, 0, "", True, False)
+    assert entry.nonce == ""
     assert (entry.epsilon_spent, entry.counters.aggregated) == (1.5, 9)
 
 
