@@ -17,28 +17,13 @@ from operator_console.init_command import init, task_text
 from operator_console.operation_commands import order_desk
 from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
 from shared.plan import Ending, ServerAdam
-
-TASK = """
-name = "ripeness"
-kind = "binary"
-[label]
-column = "ripe"
-positive = ["yes"]
-[[numeric]]
-columns = ["weight", "colour"]
-minimum = 0
-maximum = 10
-[model]
-type = "logistic"
-[training]
-updates = 7
-"""
+from tests.tasks import RIPENESS
 
 
 @pytest.fixture
 def task_file(tmp_path):
     file = tmp_path / "ripeness.toml"
-    file.write_text(TASK)
+    file.write_text(RIPENESS)
     return file
 
 
@@ -55,14 +40,14 @@ def test_a_founded_federation_is_on_the_broker_and_in_its_folder(broker_folder, 
         assert desk.head.manifest.run_id == federation.facts().run_id
         assert set(desk.table) == set(federation.names())
         assert desk.plan.privacy.epsilon == 2
-        assert desk.plan.local.updates == 7
+        assert desk.plan.local.updates == 500
         assert desk.plan.ending.updates == 9
     assert (broker_folder / "members.txt").read_text().split() == ["north", "south"]
     kit = broker_folder / "institutions" / "south"
     settings = tomllib.loads((kit / "client.toml").read_text())
     assert settings["broker"]["user"] == "south"
     assert settings["policy"]["max_epsilon"] == 2
-    assert (kit / "task.toml").read_text() == TASK
+    assert (kit / "task.toml").read_text() == RIPENESS
     secrets = [
         broker_folder / "broker.json",
         broker_folder / "run.secret",
@@ -157,7 +142,7 @@ def test_without_a_broker_the_command_that_starts_one_is_named(task_file, tmp_pa
 
 
 def test_a_task_is_a_file_or_the_name_of_a_built_in_one(task_file, tmp_path):
-    assert task_text(str(task_file)) == (TASK, str(task_file))
+    assert task_text(str(task_file)) == (RIPENESS, str(task_file))
     assert 'name = "heart-disease"' in task_text("heart-disease")[0]
     with pytest.raises(SettingsError, match="no file ripenes, and no built-in task of that name; those are sba-loans"):
         task_text("ripenes")

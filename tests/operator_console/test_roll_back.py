@@ -39,6 +39,7 @@ from tests.builders import BY_PSEUDONYM, NAMES, RUN, SECRET, a_plan, an_operatio
 from tests.conftest import JOURNALLED
 from tests.leading import give, leading
 from tests.running import Hand, Leader, Watch, begin, give_order
+from tests.tasks import RIPENESS
 
 PLAN = a_plan({"server_momentum": 0.5, "max_wait_seconds": 0.1}, broadcast="bfloat16")
 
@@ -209,26 +210,6 @@ def test_a_command_that_says_too_little_is_refused(words, sentence, tmp_path):
 
 # --- a real federation: two institutions train, a third poisons ---------------------------------------------------------------
 
-TASK = """
-name = "ripeness"
-kind = "binary"
-[label]
-column = "ripe"
-positive = ["yes"]
-negative = ["no"]
-[[numeric]]
-columns = ["weight", "colour"]
-minimum = 0
-maximum = 10
-[model]
-type = "logistic"
-[training]
-steps = 5
-sample_rate = 0.5
-learning_rate = 1.0
-updates = 500
-"""
-
 
 def fruit(rows, seed):
     """What is heavy and red is ripe."""
@@ -322,7 +303,7 @@ class Federation:
 @pytest.fixture
 def spoiled(broker_folder, tmp_path):
     """A founded federation with journals while it runs."""
-    (tmp_path / "task.toml").write_text(TASK)
+    (tmp_path / "task.toml").write_text(RIPENESS)
     choices = {"epsilon": "none", "journal": "20MiB", "rule": "fedbuff", "server_learning_rate": 0.5}
     init(task=str(tmp_path / "task.toml"), institution=["north", "south", "west"], folder=broker_folder, **choices)
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from simulator import engine
 from simulator.results import Contribution, Point, RunResult
 from simulator.scenario import Target, parse_scenario
 from tests.leading import make_three_versions
+from tests.tasks import ONE_COLUMN
 
 SCENARIO = """
 name = "four"
@@ -200,20 +201,6 @@ institutions = 2
 [ending]
 updates = 4
 """
-TASK = """
-name = "t"
-kind = "binary"
-[label]
-column = "y"
-positive = ["1"]
-negative = ["0"]
-[[numeric]]
-columns = "x"
-minimum = 0
-maximum = 1
-[model]
-type = "logistic"
-"""
 
 
 @pytest.mark.parametrize(
@@ -222,7 +209,7 @@ type = "logistic"
 )
 def test_rows_that_cannot_be_used_are_named(rows, said, tmp_path):
     (tmp_path / "s.toml").write_text(TABLE)
-    (tmp_path / "task.toml").write_text(TASK)
+    (tmp_path / "task.toml").write_text(ONE_COLUMN)
     (tmp_path / "rows.csv").write_text(rows)
     done = fedqueue("simulate", tmp_path / "s.toml", "--out", tmp_path / "out")
     assert isinstance(done.exception, SettingsError | DataError), done.output

@@ -12,26 +12,10 @@ from shared.plan import AggregationPlan, LocalPlan, Plan, PrivacyPlan
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import parse_task
 from simulator.what_if import APART_SECONDS, RecordedTiming, Training, read_run, recorded_trainings
+from tests.tasks import ONE_COLUMN
 
 RUN_ID = "ab" * 8
-TASK = """
-name = "t"
-kind = "binary"
-metric = "accuracy"
-[label]
-column = "y"
-positive = ["1"]
-negative = ["0"]
-[[numeric]]
-columns = "x"
-minimum = 0
-maximum = 1
-[model]
-type = "logistic"
-[aggregation]
-server_learning_rate = 0.8
-"""
-SPEC = parse_task(TASK, source="the task")
+SPEC = parse_task(ONE_COLUMN, source="the task")
 PLAN = Plan(
     task="t",
     task_hash=SPEC.hash,
@@ -107,7 +91,7 @@ def test_who_is_held_up_arrives_as_much_later():
 @pytest.fixture
 def folder(tmp_path):
     """A run of two institutions as a demonstration leaves it, with the lineage above."""
-    tmp_path.joinpath("task.toml").write_text(TASK)
+    tmp_path.joinpath("task.toml").write_text(ONE_COLUMN)
     tmp_path.joinpath("held_out.csv").write_text(rows(40, 3))
     for number, name in enumerate(("north", "south")):
         place = tmp_path / "data" / name
