@@ -13,9 +13,7 @@ words=""
 for institution in "$@"; do
     words="$words --institution $institution"
 done
-AMQP_URL="amqp://admin:$(cat /administrator/password)@rabbitmq:5672/fedqueue"
-MANAGEMENT_URL=http://rabbitmq:15672
-export AMQP_URL MANAGEMENT_URL
+# Broker, certificates and the administrator's password are in the folder; none is a word of a command or of the environment.
 # shellcheck disable=SC2086  # one word per option
 fedqueue init --dir /federation --task "$task" --sample-data $words
 
@@ -24,5 +22,5 @@ cp -a aggregator.toml aggregator run.secret members.txt task.toml held_out.csv /
 for institution in "$@"; do
     cp -a "institutions/$institution/." "/parties/$institution/"
 done
-chown -R fedqueue:fedqueue /federation /parties
+chown -R 10001:10001 /parties/*
 : >.handed-out

@@ -1,24 +1,39 @@
-"""The compose files keep their promises as plain YAML, and docker-compose reads them where it is there."""
+"""The compose files keep their promises as plain YAML, docker-compose reads them, and docker-compose.yml's federation runs."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from jinja2 import Template
+
+from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines
+from operator_console.federation_folder import InstitutionFacts
 
 PROJECT = Path(__file__).parent.parent
 FEDERATION = PROJECT / "docker-compose.yml"
-INSTITUTION = PROJECT / "deploy" / "institution.compose.yml"
-WORKERS = ["aggregator", "banco-popular", "bank-of-america", "capital-one"]
-ONE_SHOT = ["administrator", "found"]
+ROOT = Path(os.environ.get("FEDQUEUE_RABBITMQ_ROOT", PROJECT / ".rabbitmq4"))
+BANKS = ["banco-popular", "bank-of-america", "capital-one"]
+WORKERS = ["aggregator", *BANKS]
+ONE_SHOT = ["prepare", "found"]
+CREDENTIALS = {"ca.pem", "certificate.pem", "key.pem", "keys/sealing.pem", "keys/signing.pem", "keys/trust.json"}
 
 
-@pytest.fixture(params=[FEDERATION, INSTITUTION], ids=lambda file: file.name)
+def kit_compose_file() -> str:
+    """The compose file of a kit: one institution alone on its own host."""
+    facts = InstitutionFacts(id="bank-a", title="Bank A")
+    template = (PROJECT / "operator_console" / "settings_templates" / "compose.yml.j2").read_text()
+    return Template(template, trim_blocks=True).render(facts=facts, version="0.1.0")
+
+
+@pytest.fixture(params=["federation", "kit"])
 def document(request: pytest.FixtureRequest) -> dict:
-    return yaml.safe_load(request.param.read_text())
+    return yaml.safe_load(FEDERATION.read_text() if request.param == "federation" else kit_compose_file())
 
 
 @pytest.fixture
@@ -32,25 +47,36 @@ def mounts(service: dict) -> list[tuple[str, str]]:
 
 def test_a_compose_file_holds_no_password(document: dict) -> None:
     for name, service in document["services"].items():
-        for variable, value in service.get("environment", {}).items():
-            secret = re.search("PASS|SECRET|TOKEN|COOKIE|AMQP_URL", variable)
-            assert not secret or (variable.endswith("_FILE") and value.startswith("/run/secrets/")), f"{name}: {variable}"
+        for variable in service.get("environment", {}):
+            assert not re.search("PASS|SECRET|TOKEN|COOKIE|AMQP_URL", variable), f"{name}: {variable}"
     text = str(document).lower()
     assert "guest" not in text
     assert "default_pass" not in text
 
 
+def test_no_service_can_write_its_root_gain_rights_or_take_the_whole_machine(document: dict) -> None:
+    for name, service in document["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"] <= 1024, name
+
+
+def test_what_runs_as_root_runs_once_and_may_only_hand_files_over(document: dict) -> None:
+    for name, service in document["services"].items():
+        assert (service.get("user") == "root") == (name in ONE_SHOT), name
+        assert service.get("cap_add", []) == (["CHOWN", "DAC_OVERRIDE", "FOWNER"] if name in ONE_SHOT else []), name
+
+
 def test_only_the_management_ui_is_published_and_on_loopback_alone(federation: dict) -> None:
     published = {name: service["ports"] for name, service in federation["services"].items() if "ports" in service}
 
-    assert published == {"rabbitmq": ["127.0.0.1:15672:15672"]}
+    assert published == {"rabbitmq": ["127.0.0.1:15671:15671"]}
 
 
 def test_an_institution_alone_opens_no_port() -> None:
-    service = yaml.safe_load(INSTITUTION.read_text())["services"]["client"]
-
-    assert "ports" not in service
-    assert service["secrets"] == ["broker-password"]
+    assert "ports" not in yaml.safe_load(kit_compose_file())["services"]["client"]
 
 
 def test_whatever_stays_up_is_restarted_and_has_a_healthcheck(document: dict) -> None:
@@ -69,6 +95,7 @@ def test_each_party_shares_a_network_with_the_broker_alone(federation: dict) -> 
         members = {name for name, service in services.items() if network in service.get("networks", [])}
         assert members == {worker, "rabbitmq"}
         assert federation["networks"][network] == {"internal": True}
+    assert services["prepare"]["network_mode"] == "none"
 
 
 def test_a_worker_mounts_one_named_volume_that_no_other_worker_mounts(federation: dict) -> None:
@@ -78,57 +105,119 @@ def test_a_worker_mounts_one_named_volume_that_no_other_worker_mounts(federation
     assert set(WORKERS) <= federation["volumes"].keys()
 
 
-def test_the_administrators_password_reaches_the_founding_service_only(federation: dict) -> None:
-    holders = {name for name, service in federation["services"].items() if "administrator" in dict(mounts(service))}
+def test_the_operators_volume_with_the_authoritys_key_reaches_the_one_shot_services_only(federation: dict) -> None:
+    holders = {name for name, service in federation["services"].items() if "federation" in dict(mounts(service))}
 
-    assert holders == {"administrator", "found"}
+    assert holders == set(ONE_SHOT)
 
 
-def test_the_broker_loads_our_settings_and_the_definitions(federation: dict) -> None:
+def test_the_broker_speaks_tls_only_and_takes_certificates_only(federation: dict) -> None:
     broker = federation["services"]["rabbitmq"]
-    sources = {source for source, _ in mounts(broker)}
+    places = dict(mounts(broker))
+    settings = (PROJECT / "deploy" / "broker.conf").read_text()
 
     assert re.fullmatch(r"rabbitmq:4\.\d+\.\d+-management", broker["image"])
-    assert {"./broker_config/rabbitmq.conf", "./deploy/definitions.conf", "definitions"} <= sources
-    for source in sources:
-        assert not source.startswith("./") or (PROJECT / source).exists(), source
+    assert places["./broker_config/rabbitmq.conf"] == "/etc/rabbitmq/rabbitmq.conf"
+    assert places["./deploy/broker.conf"] == "/etc/rabbitmq/conf.d/90-federation.conf"
+    assert places["./deploy/enabled_plugins"] == "/etc/rabbitmq/enabled_plugins"
+    assert listener_lines(Path(places["broker"]), address="0.0.0.0", port=5671) in settings
+    assert "management.ssl.port = 15671\n" in settings
+    assert "management.tcp" not in settings
+    assert set(re.findall(r"\w+", (PROJECT / "deploy" / "enabled_plugins").read_text())) == {"rabbitmq_management", PLUGIN}
 
 
-def test_every_volume_that_is_used_is_declared(federation: dict) -> None:
-    used = {source for service in federation["services"].values() for source, _ in mounts(service) if source[0] not in "./"}
+def test_every_file_and_volume_that_is_used_is_there(federation: dict) -> None:
+    used = {source for service in federation["services"].values() for source, _ in mounts(service)}
 
-    assert used == federation["volumes"].keys()
+    assert {source for source in used if source[0] not in "./"} == federation["volumes"].keys()
+    for source in used:
+        assert source[0] not in "./" or (PROJECT / source).exists(), source
 
 
 def test_the_image_is_pinned_copies_what_exists_and_does_not_run_as_root() -> None:
-    lines = [line.split() for line in (PROJECT / "deploy" / "Dockerfile").read_text().splitlines() if line[:1].isupper()]
-    copied = [word for line in lines if line[0] == "COPY" for word in line[1:-1]]
+    text = (PROJECT / "deploy" / "Dockerfile").read_text()
+    lines = [line.split() for line in text.splitlines() if line[:1].isupper()]
+    copied = [word for line in lines if line[0] == "COPY" and "--from" not in line[1] for word in line[1:-1]]
     allowed = [line[1:] for line in (PROJECT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"]
+    last = text.rpartition("FROM ")[2]
 
-    assert next(line[1] for line in lines if line[0] == "FROM") == "python:3.12-slim-bookworm"
-    assert [line[1] for line in lines if line[0] == "USER"] == ["fedqueue"]
+    assert "ARG BASE=python:3.11-slim-bookworm\n" in text
+    assert {line[1] for line in lines if line[0] == "FROM"} == {"${BASE}", "build"}
+    assert [line[1:] for line in lines if line[0] in {"USER", "STOPSIGNAL"}] == [["10001:10001"], ["SIGTERM"]]
     assert sorted(copied) == sorted(allowed)
     for path in copied:
         assert (PROJECT / path).exists(), path
+    assert "pip install" not in last
+    assert "pip uninstall" in last
+
+
+def needs_rabbitmq4(program: str) -> None:
+    if os.geteuid() != 0 or not (ROOT / program).exists():
+        pytest.skip(f"{program} is in .rabbitmq4 only, which setup/rabbitmq4 makes as root")
 
 
 @pytest.mark.long
 @pytest.mark.compose
-@pytest.mark.parametrize("file", [FEDERATION, INSTITUTION], ids=lambda file: file.name)
-def test_docker_compose_accepts_the_file(file: Path) -> None:
-    root = Path(os.environ.get("FEDQUEUE_RABBITMQ_ROOT", PROJECT / ".rabbitmq4"))
-    if not (root / "usr/bin/docker-compose").exists():
-        pytest.skip("docker-compose is in .rabbitmq4 only, which setup/rabbitmq4 makes as root")
-    copy = root / "tmp" / f"compose-{os.getpid()}"
+@pytest.mark.parametrize("name", ["federation", "kit"])
+def test_docker_compose_accepts_the_file(name: str) -> None:
+    needs_rabbitmq4("usr/bin/docker-compose")
+    copy = ROOT / "tmp" / f"compose-{os.getpid()}"
     shutil.copytree(PROJECT / "deploy", copy / "deploy")
-    shutil.copy(FEDERATION, copy)
-    inside = Path("/") / copy.relative_to(root) / file.relative_to(PROJECT)
-    variables = ["INSTITUTION_FOLDER=/srv/bank-a", "DATA_FOLDER=/srv/data"]
-    command = ["chroot", root, "env", *variables, "docker-compose", "--file", inside, "config"]
+    text = FEDERATION.read_text() if name == "federation" else kit_compose_file()
+    (copy / "compose.yml").write_text(text)
+    inside = Path("/") / copy.relative_to(ROOT) / "compose.yml"
+    command = ["chroot", ROOT, "env", "DATA_FOLDER=/srv/data", "docker-compose", "--file", inside, "config"]
 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
 
     shutil.rmtree(copy)
     assert result.returncode == 0, result.stderr
-    assert yaml.safe_load(result.stdout)["services"].keys() == yaml.safe_load(file.read_text())["services"].keys()
+    assert yaml.safe_load(result.stdout)["services"].keys() == yaml.safe_load(text)["services"].keys()
     assert not result.stderr
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What was found when all services of docker-compose.yml ran, each confined as the file says."""
+    needs_rabbitmq4("usr/lib/rabbitmq/bin/rabbitmq-server")
+    apart = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let root make namespaces")
+    folder = tmp_path_factory.mktemp("compose")
+    folder.parent.chmod(0o755)
+    command = [*apart, sys.executable, PROJECT / "tests" / "rehearsing.py", folder]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.long
+@pytest.mark.compose
+@pytest.mark.timeout(500)
+class TestRehearsal:
+    def test_the_federation_learns_and_everybody_is_healthy_and_ends_as_asked(self, rehearsed: dict) -> None:
+        assert rehearsed["version"] > 0
+        assert rehearsed["healthy"] == dict.fromkeys(WORKERS, True)
+        assert rehearsed["ended"] == dict.fromkeys(WORKERS, 0)
+
+    def test_the_broker_listens_for_others_with_tls_only(self, rehearsed: dict) -> None:
+        beyond = {each for each in rehearsed["listening"] if not each.startswith((LOOPBACK, "[::1]"))}
+
+        assert beyond == {"0.0.0.0:5671", "0.0.0.0:15671"}
+
+    def test_a_second_start_changes_nothing(self, rehearsed: dict) -> None:
+        assert rehearsed["changed by a second start"] == []
+
+    def test_nobody_got_a_file_of_anybody_else(self, rehearsed: dict) -> None:
+        files = {volume: set(names) for volume, names in rehearsed["files"].items()}
+        explained = {"client.toml", "task.toml", "training.csv", "validation.csv"}
+
+        assert files["broker"] == {"ca.pem", "certificate.pem", "key.pem", "definitions.json"}
+        assert {name for name in files["aggregator"] if "/" in name} == {f"aggregator/{name}" for name in CREDENTIALS}
+        for bank in BANKS:
+            assert files[bank] >= CREDENTIALS | explained
+            assert {name for name in files[bank] if "/" in name or name.endswith(".pem")} == CREDENTIALS
+            assert not any(other in name for name in files[bank] for other in BANKS)
+
+    def test_no_command_line_and_no_environment_holds_a_password(self, rehearsed: dict) -> None:
+        assert rehearsed["secrets shown"] == []

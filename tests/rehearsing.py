@@ -1,0 +1,205 @@
+"""Runs the services of docker-compose.yml without an engine: `unshare --net --mount --pid ... python rehearsing.py FOLDER`.
+
+Each service gets a root folder of its own, read-only, with its volumes in it, and runs as its user with its capabilities. For
+the images stand this machine with .venv, and the Debian of .rabbitmq4. All services share a network that leads nowhere. Prints
+what was found as JSON.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEBIAN = Path(os.environ.get("FEDQUEUE_RABBITMQ_ROOT", PROJECT / ".rabbitmq4"))
+SYSTEM = ("usr", "opt")
+LINKS = ("bin", "sbin", "lib", "lib64")
+WORKER = "10001:10001"  # USER of deploy/Dockerfile
+ONCE = ("prepare", "found")
+PATIENCE_SECONDS = 120
+
+
+class Service:
+    """One service of the file, in its root folder."""
+
+    def __init__(self, name: str, settings: dict, folder: Path) -> None:
+        self.name, self.settings, self.folder = name, settings, folder
+        self.is_broker = settings["image"].startswith("rabbitmq")
+        self.root = folder / "roots" / name
+        self._fill(DEBIAN if self.is_broker else Path("/"))
+
+    def _fill(self, image: Path) -> None:
+        self.root.mkdir(parents=True)
+        mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", self.root)
+        for name in LINKS:
+            if (image / name).is_symlink():
+                (self.root / name).symlink_to(os.readlink(image / name))
+        shutil.copytree(image / "etc", self.root / "etc", symlinks=True, ignore_dangling_symlinks=True)
+        hosts = self.root / "etc" / "hosts"
+        hosts.unlink(missing_ok=True)
+        hosts.write_text("127.0.0.1 localhost rabbitmq\n")
+        for place in [image / name for name in SYSTEM]:
+            self._bind(place, f"/{place.name}", "bind,ro")
+        for name in ("/tmp", "/var/log/rabbitmq", "/proc", "/dev"):
+            self._at(name).mkdir(parents=True)
+        mount("-t", "proc", "proc", self.root / "proc")
+        mount("--rbind", "/dev", self.root / "dev")
+        if not self.is_broker:
+            for place in {PROJECT, Path(sys.base_prefix)}:
+                self._bind(place, str(place), "bind,ro")
+        self._fill_volumes()
+        mount("-o", "remount,ro", self.root)
+
+    def _fill_volumes(self) -> None:
+        for volume in self.settings["volumes"]:
+            source, target, *read_only = volume.split(":")
+            held = PROJECT / source if source.startswith("./") else self.folder / "volumes" / source
+            if not held.exists():
+                held.mkdir(parents=True)
+            self._bind(held, target, "bind,ro" if read_only else "bind")
+        for place in self.settings["tmpfs"]:
+            mount("-t", "tmpfs", "tmpfs", self._at(place))
+
+    def _at(self, place: str) -> Path:
+        return self.root / place.lstrip("/")
+
+    def _bind(self, source: Path, target: str, options: str) -> None:
+        place = self._at(target)
+        if source.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        mount("--bind", source, place)
+        mount("-o", f"remount,{options}", place)
+
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Starts a command in the service's place; its output goes to a file."""
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            return subprocess.Popen(
+                self._confined(command), env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def ask(self, command: list[str]) -> str:
+        """What a command in the service's place prints."""
+        asked = subprocess.run(self._confined(command), env=self._environment(), capture_output=True, text=True, check=True)
+        return asked.stdout
+
+    def _confined(self, command: list[str]) -> list[str | Path]:
+        user = self.settings.get("user", WORKER).replace("root", "0:0")
+        uid, gid = user.split(":")
+        allowed = ",".join(["-all", *(f"+{each.lower()}" for each in self.settings.get("cap_add", []))])
+        confined = ["setpriv", "--reuid", uid, "--regid", gid, "--clear-groups", "--no-new-privs"]
+        return ["chroot", self.root, *confined, "--bounding-set", allowed, "--inh-caps", "-all", *command]
+
+    def _environment(self) -> dict[str, str]:
+        path = "/usr/lib/rabbitmq/bin" if self.is_broker else PROJECT / ".venv" / "bin"
+        home = {"HOME": "/var/lib/rabbitmq", "RABBITMQ_LOGS": "-"} if self.is_broker else {"HOME": "/var/lib/fedqueue"}
+        own = {name: str(value) for name, value in self.settings.get("environment", {}).items()}
+        return {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **home, **own}
+
+    def run(self) -> None:
+        """The service's own command, to its end."""
+        if self.start(self.settings["command"]).wait(PATIENCE_SECONDS) != 0:
+            raise SystemExit(f"{self.name} failed:\n{(self.folder / f'{self.name}.log').read_text()}")
+
+    def is_healthy(self) -> bool:
+        """What the service's healthcheck says."""
+        kind, *test = self.settings["healthcheck"]["test"]
+        return self.start(["sh", "-c", *test] if kind == "CMD-SHELL" else test).wait(PATIENCE_SECONDS) == 0
+
+    def wait_until_healthy(self) -> None:
+        """Returns when the healthcheck is content."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.is_healthy():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.name} is not healthy:\n{(self.folder / f'{self.name}.log').read_text()}")
+            time.sleep(1)
+
+
+def mount(*words: str | Path) -> None:
+    subprocess.run(["mount", *words], check=True)
+
+
+def listening() -> list[str]:
+    """Addresses and ports on which anything listens."""
+    shown = subprocess.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"], capture_output=True, text=True, check=True)
+    return sorted({line.split()[3] for line in shown.stdout.splitlines()})
+
+
+def files(folder: Path) -> dict[str, dict[str, str]]:
+    """The files of every volume but RabbitMQ's own, with a hash of each."""
+    return {
+        volume.name: {
+            str(file.relative_to(volume)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(volume.rglob("*"))
+            if file.is_file()
+        }
+        for volume in sorted((folder / "volumes").iterdir())
+        if volume.name != "rabbitmq"
+    }
+
+
+def secrets_shown(folder: Path) -> list[str]:
+    """The programs in whose command line or environment a password of the federation stands."""
+    users = json.loads((folder / "volumes" / "federation" / "broker.json").read_text())["users"]
+    passwords = [word.encode() for word in users.values() if word]
+    shown = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if any(word in said for word in passwords):
+            shown.append((process / "comm").read_text())
+    return shown
+
+
+def version_made(operator: Service) -> int:
+    """The newest version, once there is one beyond that of the founding, as `fedqueue status` tells it."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    version = 0
+    while version == 0 and time.monotonic() < deadline:
+        version = json.loads(operator.ask(["fedqueue", "status", "--dir", "/federation", "--json"]))["version"]
+    return int(version)
+
+
+def rehearse(folder: Path) -> dict:
+    """What `docker compose up` does, until the federation has made a version, and what `docker compose stop` does."""
+    settings = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
+    (folder / "volumes" / "rabbitmq").mkdir(parents=True)
+    os.chown(folder / "volumes" / "rabbitmq", 999, 999)  # as the image has it
+    places = {name: Service(name, each, folder) for name, each in settings.items()}
+    found: dict = {}
+    places["prepare"].run()
+    broker = places["rabbitmq"].start(["rabbitmq-server"])
+    places["rabbitmq"].wait_until_healthy()
+    found["listening"] = listening()
+    places["found"].run()
+    found["files"] = files(folder)
+    for name in ONCE:
+        places[name].run()
+    again = files(folder)
+    found["changed by a second start"] = [name for name, each in found["files"].items() if again[name] != each]
+    workers = {name: places[name].start(each["command"]) for name, each in settings.items() if name not in (*ONCE, "rabbitmq")}
+    found["secrets shown"] = secrets_shown(folder)
+    found["healthy"] = {name: places[name].is_healthy() for name in workers}
+    found["version"] = version_made(places["found"])
+    for process in workers.values():
+        process.send_signal(signal.SIGTERM)
+    found["ended"] = {name: process.wait(PATIENCE_SECONDS) for name, process in workers.items()}
+    broker.send_signal(signal.SIGTERM)
+    broker.wait(PATIENCE_SECONDS)
+    return found
+
+
+if __name__ == "__main__":
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    print(json.dumps(rehearse(Path(sys.argv[1]))))
