@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 
 from broker_config.connection import ConnectionSettings, connect, guard_of
 from broker_config.service import process_name
-from broker_config.streams import LineageReader, UninitialisedError
+from broker_config.streams import LineageReader
 from broker_config.tls import TlsFiles
 from broker_config.topology import LINEAGE
 from client_worker.local_work import LocalData, Member, allowed_noise
@@ -98,7 +98,7 @@ def _catch_up(reader: LineageReader, broker: Broker) -> None:
     """Raises TopologyError where there is a lineage, and nobody whom we believe has written it."""
     try:
         reader.catch_up()
-    except UninitialisedError:
+    except TopologyError:
         for delivery in broker.read(LINEAGE, "last", count=1, idle_seconds=1.0):
             if delivery.fault is not None:
                 raise TopologyError(

@@ -43,7 +43,8 @@ def request(
     write_public(file, asked.text().encode())
     Console().print(
         f"{file} is for the operator, and holds no secret. The private keys stay in {place}: send them to nobody.\n"
-        f"Compare by telephone what `fedqueue institution add` or `renew` shows there:  {asked.fingerprint}",
+        f"Compare by telephone what `fedqueue institution add` or `renew` shows there:  {asked.fingerprint}"
+        + (f"\nUnpack the renewal into {place / RENEWAL}, then: mv {place / RENEWAL}/*.pem {place}" if new_key else ""),
         highlight=False,
         soft_wrap=True,
         markup=False,

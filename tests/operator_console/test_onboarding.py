@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -9,21 +10,33 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from broker_config.authority import Authority
 from broker_config.connection import connect
 from broker_config.logins import load, save
 from broker_config.provision import administration
+from broker_config.service import read_settings
 from broker_config.streams import records_of
+from client_worker.check import require_broker
+from client_worker.cli import member
+from client_worker.local_data import open_data
+from client_worker.settings import ClientSettings
 from operator_console.cli import app
 from operator_console.demo_data import prepare
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
-from operator_console.institution_commands import rows
-from operator_console.operation_commands import order_desk
+from operator_console.institution_commands import add, list_institutions, remove, renew, rows
+from operator_console.kit_commands import make_request
+from operator_console.operation_commands import NoAnswerError, OrderDesk, order_desk
+from operator_console.status import status
+from shared.broker import Message
+from shared.errors import BrokerUnavailableError, FederationError, SettingsError, TopologyError
+from shared.keys import Identity, Trust
 from shared.messages import pseudonym
 from tests.conftest import eventually
 from tests.leading import leading
@@ -192,3 +205,163 @@ def returned_with_other_keys(folder: Path, old: Path, new: Path, request: list[s
     stale = checked(old)
     assert stale.returncode in (1, 3), stale.stdout
     assert listed(folder)["budapest"][5] == "2"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a federation's folder but the checkpoint that its aggregator keeps writing."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent != folder / "aggregator")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["add", "zurich-basel"], "zurich-basel is a member already; after a lost disk"),
+        (["add", "a b"], "'a b' cannot be an institution's id"),
+        (["add", "../ca"], "'../ca' cannot be an institution's id"),
+        (["add", "operator"], "the broker has another login of that name"),
+        (["add", "other", "--request", "REQUEST", "--yes"], "the request was made for budapest, not for other"),
+        (["add", "budapest", "--request", "ALTERED", "--yes"], "was altered, or was made without its private keys"),
+        (["add", "budapest", "--request", "REQUEST"], "nothing was changed; ask budapest for its request again"),
+        (["renew", "budapest"], "budapest is not a member"),
+        (["renew", "zurich-basel", "--request", "REQUEST", "--yes"], "the request was made for budapest, not for zurich-basel"),
+        (["renew", "zurich-basel", "--request", "OTHER KEYS", "--yes"], "other message keys than zurich-basel, and a renewal"),
+        (["remove", "budapest"], "budapest is not a member"),
+    ],
+    ids=lambda value: "-".join(value).lower().replace(" ", "-") if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_refused_in_words_and_changes_nothing(
+    founded: Path, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    requests = {"REQUEST": tmp_path / "REQUEST", "ALTERED": tmp_path / "ALTERED", "OTHER KEYS": tmp_path / "OTHER KEYS"}
+    requests["REQUEST"].write_text(make_request(tmp_path / "budapest", "budapest").text())
+    requests["ALTERED"].write_text(requests["REQUEST"].read_text().replace('"budapest"', '"bucharest"'))
+    requests["OTHER KEYS"].write_text(make_request(tmp_path / "zurich", "zurich-basel").text())
+    before = files(founded)
+    with pytest.raises(FederationError, match=re.escape(sentence)):
+        CliRunner().invoke(
+            app,
+            ["institution", *(str(requests.get(word, word)) for word in words), "--dir", str(founded)],
+            input="n\n",
+            catch_exceptions=False,
+        )
+    assert files(founded) == before
+
+
+def test_without_a_broker_nothing_is_admitted_and_the_place_is_named(founded: Path) -> None:
+    whole = load(founded)
+    save(whole.model_copy(update={"amqp": "amqps://127.0.0.1:1/nowhere"}), founded)
+    before = files(founded)
+    with pytest.raises(BrokerUnavailableError, match=r"connect to 127\.0\.0\.1:1 as operator"):
+        add("budapest", folder=founded)
+    assert files(founded) == before
+    save(whole, founded)
+
+
+def test_without_an_aggregator_an_order_waits_and_a_removed_institution_is_out_all_the_same(
+    founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OrderDesk.give.__kwdefaults__, "timeout_seconds", 0.2)
+    with pytest.raises(NoAnswerError, match="no aggregator answered the order to admit"):
+        add("budapest", folder=founded)
+    waiting = load_trust(founded).institutions["budapest"]
+    zurich = connect(load(founded).settings("zurich-basel"), name="test/zurich-basel")
+    with pytest.raises(NoAnswerError, match="zurich-basel cannot connect any more, and the rest waits: no aggregator answered"):
+        remove("zurich-basel", folder=founded)
+    with pytest.raises(FederationError):
+        zurich.publish("fl.upd.zurich-basel", Message(b"too late", "update", "1"))
+    zurich.close()
+    with pytest.raises(TopologyError):
+        connect(load(founded).settings("zurich-basel"), name="test/zurich-basel")
+    assert not (founded / "kits/zurich-basel.tar.gz").exists()
+    assert "zurich-basel" not in load_trust(founded).institutions
+    with leading(founded):
+        assert eventually(lambda: listed(founded)["budapest"][2] == "never connected")
+        remove("zurich-basel", folder=founded)
+    assert listed(founded)["zurich-basel"][2] == "removed"
+    assert load_trust(founded).institutions["budapest"] == waiting
+    with order_desk(FederationFolder(founded)) as desk:
+        assert desk.table[Observer(founded, "budapest").alias].signing_key == waiting.signing
+
+
+def load_trust(folder: Path) -> Trust:
+    return Trust.load(folder / "keys/operator")
+
+
+def test_a_renewal_holds_only_what_changed_and_belongs_to_the_key_that_waits(founded: Path, tmp_path: Path) -> None:
+    bank, request = tmp_path / "bank", tmp_path / "request"
+    unpack(founded / "kits/zurich-basel.tar.gz", bank)
+    old = (bank / "key.pem").read_bytes()
+    request.write_text(make_request(bank, "zurich-basel", new_key=True).text())
+    renew("zurich-basel", request=request, yes=True, folder=founded)
+    unpack(founded / "kits/zurich-basel.renewal.tar.gz", bank / "renewal")
+    assert sorted(each.name for each in (bank / "renewal").iterdir()) == ["ca.pem", "certificate.pem", "key.pem"]
+    for name in ("certificate.pem", "key.pem"):
+        (bank / "renewal" / name).replace(bank / name)
+    assert (bank / "key.pem").read_bytes() != old
+    connect(read_settings(ClientSettings, with_data(bank)).broker, name="test/zurich-basel").close()
+    with pytest.raises(SettingsError, match="the key of zurich-basel was made there: ask for a request"):
+        renew("zurich-basel", folder=founded)
+
+
+def with_data(place: Path) -> Path:
+    point_at_data(place, place / "training.csv")
+    return place / "client.toml"
+
+
+def test_the_list_and_the_status_tell_when_certificates_end(founded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority.open(founded / "ca")
+    authority.issue("budapest", days=3)
+    capsys.readouterr()
+    list_institutions(folder=founded, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    (zurich,) = told["institutions"]
+    ends = {each.user: each.not_after for each in authority.issued()}
+    assert zurich["certificate until"] == f"{ends['zurich-basel']:%Y-%m-%d}"
+    assert told["warnings"] == [
+        f"the certificate of budapest ends in 2 days ({ends['budapest']:%Y-%m-%d}): `fedqueue institution renew budapest`"
+    ]
+    status(folder=founded, as_json=True)
+    object_ = json.loads(capsys.readouterr().out)
+    assert object_["warnings"] == told["warnings"]
+    assert {"aggregator", "operator", "zurich-basel"} <= object_["certificates"].keys()
+    status(folder=founded)
+    assert "! the certificate of budapest ends in 2 days" in capsys.readouterr().out
+
+
+def found_by(place: Path, now: datetime | None = None) -> str:
+    """What `--check` says of the broker."""
+    settings = read_settings(ClientSettings, place / "client.toml")
+    return require_broker(settings.broker, member(settings), open_data(settings), now or datetime.now(UTC))
+
+
+def test_the_check_tells_keys_that_are_not_the_admitted_ones_a_strange_lineage_and_a_clock_behind(
+    founded: Path, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+    unpack(founded / "kits/zurich-basel.tar.gz", bank)
+    with budapest_rows() as training_file:
+        (bank / "training.csv").write_bytes(training_file.read_bytes())
+    point_at_data(bank, bank / "training.csv")
+    assert found_by(bank).startswith("ok: zurich-basel in run ")
+    assert "warning" not in found_by(bank)
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    assert re.search(r"warning: this machine's clock is 3[56]\d\d s behind the aggregator's", found_by(bank, earlier))
+    keys = Identity.load(bank / "keys")
+    Identity.create().save(bank / "keys")
+    with pytest.raises(SettingsError, match="the operator has admitted other message keys than those in"):
+        found_by(bank)
+    keys.save(bank / "keys")
+    strangers = {"operator": Identity.create().public, "aggregators": {"aggregator": Identity.create().public}}
+    Trust(**strangers, sealed=True).save(bank / "keys")
+    with pytest.raises(TopologyError, match=r"was written by nobody whom keys/trust\.json names"):
+        found_by(bank)
+
+
+def test_the_aggregators_certificate_is_renewed_where_it_lies(founded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (founded / "aggregator/certificate.pem").read_bytes()
+    renew("aggregator", folder=founded)
+    assert (founded / "aggregator/certificate.pem").read_bytes() != before
+    assert f"another certificate of aggregator is in {founded / 'aggregator'}" in capsys.readouterr().out
+    with leading(founded):
+        pass
