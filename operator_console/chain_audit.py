@@ -18,7 +18,7 @@ class BrokenLineageError(FederationError):
 
 @dataclass(slots=True)
 class Found:
-    """What a lineage holds. Where it is `trimmed`, retention has cut its beginning."""
+    """What a lineage holds. Where it is `trimmed`, retention has cut its beginning, or the broker that had it is lost."""
 
     records: int = 0
     manifests: int = 0
@@ -72,6 +72,8 @@ class ChainAudit:
         self._known, verdict = lineage.fold_claim(self._known, claim)
         self.found.epochs += verdict == "claim"
         self.found.lost_claims += verdict != "claim"
+        # a run is founded under epoch 1: whoever claims a later one first of all puts the run onto another broker
+        self.found.trimmed |= self.found.records == 1 and claim.epoch > 1
 
     def _take_record(self, record: ManifestRecord, delivery: Delivery) -> None:
         if delivery.message.headers.get("content", record.hash) != record.hash:
