@@ -5,6 +5,7 @@ its folder, with a list of what it issued; nothing but this module reads that ke
 """
 
 import fcntl
+import hashlib
 import ipaddress
 import json
 import os
@@ -24,7 +25,7 @@ from broker_config.written import write_private, write_public
 from shared.errors import SettingsError
 
 CERTIFICATE_FILE, KEY_FILE, CA_FILE = "certificate.pem", "key.pem", "ca.pem"
-AUTHORITY_KEY_FILE, CRL_FILE, ISSUED_FILE = "ca.key", "crl.pem", "issued.json"
+AUTHORITY_KEY_FILE, CRL_FILE, ISSUED_FILE, REVOCATIONS_FOLDER = "ca.key", "crl.pem", "issued.json", "revoked"
 _AUTHORITY_DAYS = 3650
 # A computer whose clock is behind must take a fresh certificate too.
 _BACKDATED = timedelta(hours=1)
@@ -107,6 +108,11 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise SettingsError(f"{folder / AUTHORITY_KEY_FILE} is not the key of {folder / CA_FILE}")
         return cls(folder, certificate, key)
+
+    @property
+    def revocations(self) -> Path:
+        """The folder in which a broker of this computer finds the list of revoked certificates, named as OpenSSL looks for it."""
+        return self._folder / REVOCATIONS_FOLDER
 
     @property
     def certificate(self) -> bytes:
@@ -194,9 +200,12 @@ class Authority:
     def _write_records(self, records: Sequence[IssuedRecord]) -> None:
         text = json.dumps([each.document() for each in records], indent=2) + "\n"
         write_private(self._folder / ISSUED_FILE, text.encode())
-        write_public(self._folder / CRL_FILE, self._revocations(records))
+        revoked = self._revoked(records)
+        write_public(self._folder / CRL_FILE, revoked)
+        self.revocations.mkdir(exist_ok=True)
+        write_public(self.revocations / f"{_hash_of(self._own.subject)}.r0", revoked)
 
-    def _revocations(self, records: Sequence[IssuedRecord]) -> bytes:
+    def _revoked(self, records: Sequence[IssuedRecord]) -> bytes:
         """The list of revoked certificates, PEM. It holds as long as the authority: a broker refuses everybody by an old one."""
         now = _now()
         number = x509.CRLNumber(int(now.timestamp() * 1000))
@@ -295,6 +304,15 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
     except ValueError as error:
         raise SettingsError(f"{host!r} is no host name; one with other letters than ASCII is written as xn--...") from error
+
+
+def _hash_of(name: x509.Name) -> str:
+    """What OpenSSL and Erlang call the file of a name's list: SHA-1 over its attributes, in lower case, with single spaces."""
+    (attribute,) = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    plain = b" ".join(str(attribute.value).encode().split()).lower().decode()
+    encoded = _named(plain).public_bytes()
+    header = 2 if encoded[1] < 128 else 2 + (encoded[1] & 127)  # DER: the attributes without the sequence around them
+    return hashlib.sha1(encoded[header:], usedforsecurity=False).digest()[:4][::-1].hex()
 
 
 def _named(name: str) -> x509.Name:

@@ -261,7 +261,7 @@ def _configure(node: PrivateNode, tls: ServerTls | None, cluster: Sequence[str])
         node.tls = tls
         node.record = replace(node.record, amqp_port=tls.port or node.record.amqp_port)
         tls.write(node.folder / "tls")
-        revocations = None if tls.revocations is None else node.installation.seen(tls.revocations.resolve())
+        revocations = node.installation.seen(tls.revocations.resolve())
         places = TlsPlaces(tls.address, node.installation.seen(node.folder / "tls"), revocations)
     _write(node.folder / "enabled_plugins", plugins(places), 0o600)
     _write(node.folder / "advanced.config", advanced(places), 0o600)

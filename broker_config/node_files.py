@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from broker_config.processes import MARK
-from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines, revocation_terms
+from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines, options_term
 
 _PLUGINS = ("rabbitmq_management", "rabbitmq_prometheus")
 # Queues tell their lengths to the management UI every second rather than every five.
@@ -49,7 +49,7 @@ class TlsPlaces:
 
     address: str
     folder: Path
-    revocations: Path | None
+    revocations: Path
 
 
 def plugins(tls: TlsPlaces | None) -> str:
@@ -59,8 +59,8 @@ def plugins(tls: TlsPlaces | None) -> str:
 
 def advanced(tls: TlsPlaces | None) -> str:
     """advanced.config: what rabbitmq.conf has no words for."""
-    terms = [_TICKS] if tls is None or tls.revocations is None else [_TICKS, revocation_terms(tls.revocations)]
-    return f"[{{rabbit, [{', '.join(terms)}]}}].\n"
+    terms = [_TICKS] if tls is None else [_TICKS, options_term(tls.folder, tls.revocations)]
+    return "[{rabbit, [\n    " + ",\n    ".join(terms) + "\n]}].\n"
 
 
 def configuration(
@@ -76,7 +76,7 @@ prometheus.tcp.port = {record.prometheus_port}
 default_user = {admin}
 default_pass = {password}
 """
-    listener = plain if tls is None else listener_lines(tls.folder, address=tls.address, port=record.amqp_port)
+    listener = plain if tls is None else listener_lines(address=tls.address, port=record.amqp_port)
     return listener + own + _SHARED_LINES + _cluster_lines(cluster)
 
 

@@ -24,7 +24,7 @@ class TlsNode:
     @classmethod
     def start(cls, folder: Path, installation: Installation) -> "TlsNode":
         authority = Authority.create(folder / AUTHORITY_FOLDER, name="test")
-        tls = ServerTls(authority.issue_server(HOSTS), authority.certificate)
+        tls = ServerTls(authority.issue_server(HOSTS), authority.certificate, authority.revocations)
         cluster = start_node(folder / "broker", installation=installation, remove_with_parent=True, tls=tls)
         node = cluster.nodes[0]
         made = create(node=node.amqp, management=node.management_url, admin_password=node.admin_password, tls=True)

@@ -103,7 +103,8 @@ def test_a_certificate_for_less_than_a_day_is_refused(authority):
 
 def test_secrets_are_for_their_owner_and_certificates_for_all(authority, tmp_path):
     write_issued(tmp_path / "tls", authority.issue("bank-a"), authority.certificate)
-    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in sorted(tmp_path.glob("*/*"))}
+    files = [file for file in sorted(tmp_path.rglob("*")) if file.is_file() and file.suffix != ".r0"]
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
     public, private = 0o644, 0o600
     assert modes == {
         "ca.key": private,
@@ -220,6 +221,21 @@ def test_revoking_a_user_lists_every_certificate_it_has_and_nobody_else_s(author
     assert crl.is_signature_valid(read(authority.certificate).public_key())
     assert authority.revoke("bank-a") == []
     assert {each.user for each in authority.issued() if each.revoked is None} == {"bank-b"}
+
+
+# Each from `openssl x509 -noout -hash` over a certificate with that common name.
+HASHES = {"Late Payment Federation": "72c034df", "Zürcher  Überbank & Söhne ÄÖ": "8a94a5e4", "test": "756b76dc"}
+
+
+@pytest.mark.parametrize(("name", "expected"), HASHES.items(), ids=["ascii", "umlauts", "short"])
+def test_the_list_of_the_revoked_has_the_name_under_which_openssl_looks_for_it(tmp_path, name, expected):
+    authority = Authority.create(tmp_path, name=name)
+    assert [file.name for file in authority.revocations.iterdir()] == [f"{expected}.r0"]
+    authority.issue("bank-a")
+    authority.revoke("bank-a")
+    (listed,) = authority.revocations.iterdir()
+    assert listed.read_bytes() == (tmp_path / "crl.pem").read_bytes()
+    assert len(x509.load_pem_x509_crl(listed.read_bytes())) == 1
 
 
 def test_a_certificate_issued_after_a_revocation_holds(authority, tmp_path):
