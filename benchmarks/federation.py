@@ -17,6 +17,7 @@ from aggregator_worker.genesis import found
 from broker_config import logins as login_file
 from broker_config.connection import ConnectionSettings, connect
 from broker_config.definitions import AGGREGATOR, OPERATOR
+from broker_config.keyring import save_identity, save_trust
 from broker_config.logins import Logins
 from broker_config.node import start_node
 from broker_config.provision import administration, provision
@@ -144,8 +145,8 @@ def write_keys(folder: Path, names: Sequence[str], protection: Protection) -> di
     trust = Trust(operator=public[OPERATOR], aggregators={AGGREGATOR: public[AGGREGATOR]}, sealed=protection == "sealed")
     known = {name: public[name] for name in names}
     for name, identity in identities.items():
-        identity.save(folder / "keys" / name)
-        trust.with_institutions(known if name in (OPERATOR, AGGREGATOR) else {}).save(folder / "keys" / name)
+        save_identity(identity, folder / "keys" / name)
+        save_trust(trust.with_institutions(known if name in (OPERATOR, AGGREGATOR) else {}), folder / "keys" / name)
     return known
 
 

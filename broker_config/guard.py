@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from broker_config.definitions import AGGREGATOR
+from broker_config.keyring import load_identity, load_trust
 from broker_config.topology import (
     DEAD_LETTERS,
     LEAD,
@@ -51,10 +52,10 @@ class Guard:
     @classmethod
     def load(cls, folder: Path) -> "Guard":
         """From a folder of keys. Raises SettingsError."""
-        trust = Trust.load(folder)
+        trust = load_trust(folder)
         institutions = trust.institutions
         signing = {name: keys.signing for name, keys in institutions.items()}
-        return cls(Identity.load(folder), trust, signing, tuple(keys.sealing for keys in institutions.values()))
+        return cls(load_identity(folder), trust, signing, tuple(keys.sealing for keys in institutions.values()))
 
     def follow(self, signing: Mapping[str, str], readers: Iterable[str]) -> None:
         """From now on these institutions' keys, by name, and these readers' of models."""

@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from broker_config.connection import ConnectionSettings, connect, guard_of
+from broker_config.keyring import load_identity
 from broker_config.service import process_name
 from broker_config.streams import LineageReader
 from broker_config.tls import TlsFiles
@@ -18,7 +19,6 @@ from client_worker.policy import require_task
 from client_worker.standing import require_membership
 from shared.broker import Broker, Delivery
 from shared.errors import SettingsError, TopologyError
-from shared.keys import Identity
 from shared.messages import Entry, ManifestRecord
 
 CLOCKS_APART = timedelta(minutes=1)
@@ -126,7 +126,7 @@ def _require_own_keys(entry: Entry, folder: Path | None) -> None:
         if entry.signing_key:
             raise SettingsError("this federation signs its messages: name keys_folder below [broker], as the kit does")
         return
-    own = Identity.load(folder).public
+    own = load_identity(folder).public
     if (entry.signing_key, entry.sealing_key) != (own.signing, own.sealing):
         raise SettingsError(
             f"the operator has admitted other message keys than those in {folder}: unpack the newest kit beside the keys that "

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE, Authority, write_issued
 from broker_config.definitions import AGGREGATOR, OPERATOR
+from broker_config.keyring import SEALING_FILE, SIGNING_FILE, load_identity, load_trust, save_identity, save_trust
 from broker_config.written import write_public
 from operator_console.federation_folder import FederationFolder
 from operator_console.kit import KEYS
 from operator_console.kit_request import KitRequest
-from shared.keys import SEALING_FILE, SIGNING_FILE, Identity, PublicKeys, Trust
+from shared.keys import Identity, PublicKeys, Trust
 
 
 def found_credentials(folder: FederationFolder, institutions: Iterable[str], *, sealed: bool) -> dict[str, PublicKeys]:
@@ -21,12 +22,12 @@ def found_credentials(folder: FederationFolder, institutions: Iterable[str], *, 
     members = {each: Identity.create() for each in institutions}
     known = {name: identity.public for name, identity in members.items()}
     kits = Trust(operator=operator.public, aggregators={AGGREGATOR: aggregator.public}, sealed=sealed)
-    operator.save(folder.operator_keys)
-    kits.with_institutions(known).save(folder.operator_keys)
+    save_identity(operator, folder.operator_keys)
+    save_trust(kits.with_institutions(known), folder.operator_keys)
     others = {folder.institution(name): identity for name, identity in members.items()}
     for place, identity in {folder.aggregator: aggregator, **others}.items():
-        identity.save(place / KEYS)
-        kits.save(place / KEYS)
+        save_identity(identity, place / KEYS)
+        save_trust(kits, place / KEYS)
     if folder.has_tls:
         for user in (OPERATOR, folder.logins().administrator):
             if not (folder.tls(user) / KEY_FILE).exists():
@@ -49,9 +50,9 @@ def enrol(folder: FederationFolder, institution: str, request: KitRequest | None
         keys = request.keys
     else:
         keys = _identity(place / KEYS, kept=again).public
-    believed = Trust.load(folder.operator_keys)
-    believed.with_institutions({institution: keys}).save(folder.operator_keys)
-    Trust(operator=believed.operator, aggregators=believed.aggregators, sealed=believed.sealed).save(place / KEYS)
+    believed = load_trust(folder.operator_keys)
+    save_trust(believed.with_institutions({institution: keys}), folder.operator_keys)
+    save_trust(Trust(operator=believed.operator, aggregators=believed.aggregators, sealed=believed.sealed), place / KEYS)
     if folder.has_tls:
         certify(folder, institution, place, request)
     return keys
@@ -77,14 +78,14 @@ def withdraw(folder: FederationFolder, institution: str) -> None:
     """
     if folder.has_tls:
         Authority.open(folder.authority).revoke(institution)
-    Trust.load(folder.operator_keys).without(institution).save(folder.operator_keys)
+    save_trust(load_trust(folder.operator_keys).without(institution), folder.operator_keys)
     for kit in (folder.kit(institution), folder.renewal_kit(institution)):
         kit.unlink(missing_ok=True)
 
 
 def _identity(place: Path, *, kept: bool) -> Identity:
     if kept and (place / SIGNING_FILE).exists():
-        return Identity.load(place)
+        return load_identity(place)
     fresh = Identity.create()
-    fresh.save(place)
+    save_identity(fresh, place)
     return fresh

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from broker_config import logins as login_file
 from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from broker_config.definitions import AGGREGATOR, OPERATOR
+from broker_config.keyring import SIGNING_FILE
 from broker_config.logins import Logins
 from operator_console.kit import EXPLAINED, KEYS, PASSWORD_FILE
 from shared.errors import SettingsError
-from shared.keys import SIGNING_FILE
 from shared.messages import pseudonym
 from shared.plan import Plan
 

@@ -16,6 +16,7 @@ from broker_config import logins as login_file
 from broker_config.authority import KEY_FILE
 from broker_config.connection import consumers
 from broker_config.definitions import AGGREGATOR, OPERATOR
+from broker_config.keyring import load_trust
 from broker_config.logins import Logins
 from broker_config.provision import provision, remove_institution, revoke_login
 from broker_config.topology import checked_institution, update_queue
@@ -28,7 +29,7 @@ from operator_console.kit import RENEWED, sha256, write_kit
 from operator_console.kit_request import KitRequest
 from operator_console.operation_commands import NoAnswerError, OrderDesk, OrderRefusedError, order_desk
 from shared.errors import SettingsError, TopologyError
-from shared.keys import PublicKeys, Trust
+from shared.keys import PublicKeys
 from shared.lineage import standing_under
 from shared.messages import Entry, pseudonym
 from shared.plan import Plan
@@ -300,7 +301,7 @@ def _own_folder(federation: FederationFolder, login: str) -> Path | None:
 
 
 def _demand_renewable(federation: FederationFolder, institution: str, request: KitRequest | None) -> None:
-    keys = Trust.load(federation.operator_keys).institutions.get(institution)
+    keys = load_trust(federation.operator_keys).institutions.get(institution)
     if keys is None:
         raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
     if request is not None and request.keys != keys:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from broker_config.keyring import SEALING_FILE, SIGNING_FILE, TRUST_FILE
 from broker_config.written import write_private
-from shared.keys import SEALING_FILE, SIGNING_FILE, TRUST_FILE
 
 KEYS = "keys"
 PASSWORD_FILE = "password"  # noqa: S105  a file's name

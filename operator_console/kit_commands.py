@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 
 from broker_config.authority import KEY_FILE
+from broker_config.keyring import SIGNING_FILE, load_identity, save_identity
 from broker_config.topology import checked_institution
 from broker_config.written import write_private, write_public
 from operator_console.kit import KEYS
 from operator_console.kit_request import KitRequest
 from shared.errors import SettingsError
-from shared.keys import SIGNING_FILE, Identity
+from shared.keys import Identity
 
 RENEWAL = "renewal"
 
@@ -58,10 +59,10 @@ def make_request(folder: Path, institution: str, *, new_key: bool = False) -> Ki
     present = (keys / SIGNING_FILE).exists()
     if new_key and not present:
         raise SettingsError(f"{keys} holds no keys, so there is nothing to renew: leave --new-key out")
-    identity = Identity.load(keys) if present else Identity.create()
+    identity = load_identity(keys) if present else Identity.create()
     key = _tls_key(folder / RENEWAL if new_key else folder, fresh=new_key)
     if not present:
-        identity.save(keys)
+        save_identity(identity, keys)
     return KitRequest.make(institution, key, identity)
 
 

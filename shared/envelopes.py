@@ -4,7 +4,7 @@ A sealed body is msgpack [wraps, nonce, ciphertext]; `wraps` has, by the recipie
 """
 
 import hashlib
-import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,7 +44,7 @@ class ContentKey:
 
     def seal(self, body: bytes, about: bytes) -> bytes:
         """The sealed body; `about` must be the same when it is opened."""
-        nonce = os.urandom(NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = ChaCha20Poly1305(self.key).encrypt(nonce, body, about)
         return bytes(msgpack.packb([dict(self.wraps), nonce, sealed], use_bin_type=True))
 

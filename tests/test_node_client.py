@@ -16,6 +16,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from broker_config.authority import Authority
 from broker_config.connection import ConnectionSettings
+from broker_config.keyring import save_identity, save_trust
 from broker_config.topology import DEAD_LETTERS
 from shared.broker import Message
 from shared.messages import Settlement
@@ -51,8 +52,8 @@ def node() -> str:
 def a_kit(folder: Path, connection: ConnectionSettings, *, keyring: Keyring, policy: str = "") -> Path:
     """What onboarding hands to bank-b, and its rows."""
     folder.mkdir()
-    keyring.identities["bank-b"].save(folder / "keys")
-    keyring.trust.save(folder / "keys")
+    save_identity(keyring.identities["bank-b"], folder / "keys")
+    save_trust(keyring.trust, folder / "keys")
     login = connection.model_dump(mode="json", include={"certificate_file", "key_file", "ca_file"}, exclude_none=True)
     if connection.password is not None:
         (folder / "password").write_text(connection.secret() + "\n")

@@ -9,6 +9,7 @@ import pytest
 
 from broker_config.authority import Authority, write_issued
 from broker_config.connection import ConnectionSettings
+from broker_config.keyring import save_identity, save_trust
 from client_worker.check import require_credentials
 from shared.errors import SettingsError
 from shared.keys import Identity, Trust
@@ -21,9 +22,9 @@ def place(tmp_path: Path) -> Path:
     """What the kit of bank-a holds."""
     place, authority = tmp_path / "bank-a", Authority.create(tmp_path / "ca", name="ours")
     write_issued(place, authority.issue("bank-a"), authority.certificate)
-    Identity.create().save(place / "keys")
+    save_identity(Identity.create(), place / "keys")
     others = {"operator": Identity.create().public, "aggregators": {"aggregator": Identity.create().public}}
-    Trust(**others).save(place / "keys")
+    save_trust(Trust(**others), place / "keys")
     return place
 
 

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
+from broker_config.keyring import load_identity
 from operator_console.cli import app
 from operator_console.kit import packed, sha256, write_kit
 from operator_console.kit_commands import make_request
@@ -71,7 +72,7 @@ def test_a_request_holds_no_secret_and_says_the_same_fingerprint_on_both_sides(t
     request = KitRequest.load(place / "bank-a.request")
     assert request.fingerprint in " ".join(said.output.split())
     assert "PRIVATE" not in (place / "bank-a.request").read_text()
-    assert request.keys == Identity.load(place / "keys").public
+    assert request.keys == load_identity(place / "keys").public
     assert {name: mode for name, mode in modes(place).items() if name.endswith(".pem")} == {
         "key.pem": "0o600",
         "keys/signing.pem": "0o600",
@@ -133,7 +134,7 @@ def signed_again(folder: Path, request: KitRequest) -> str:
     """The request's file with a signature by the keys in a folder, whatever it asks for."""
     keys = request.keys
     stated = ["fedqueue 1 kit request", request.institution, request.certificate_request, keys.signing, keys.sealing]
-    signed = Identity.load(folder / "keys").signing.sign(json.dumps(stated).encode())
+    signed = load_identity(folder / "keys").signing.sign(json.dumps(stated).encode())
     return request.model_copy(update={"signature": base64.b64encode(signed).decode()}).text()
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from broker_config.authority import Authority
 from broker_config.connection import connect
+from broker_config.keyring import load_identity, load_trust, save_identity, save_trust
 from broker_config.logins import load, save
 from broker_config.provision import administration
 from broker_config.service import read_settings
@@ -264,7 +265,7 @@ def test_without_an_aggregator_an_order_waits_and_a_removed_institution_is_out_a
     monkeypatch.setitem(OrderDesk.give.__kwdefaults__, "timeout_seconds", 0.2)
     with pytest.raises(NoAnswerError, match="no aggregator answered the order to admit"):
         add("budapest", folder=founded)
-    waiting = load_trust(founded).institutions["budapest"]
+    waiting = believed(founded).institutions["budapest"]
     zurich = connect(load(founded).settings("zurich-basel"), name="test/zurich-basel")
     with pytest.raises(NoAnswerError, match="zurich-basel cannot connect any more, and the rest waits: no aggregator answered"):
         remove("zurich-basel", folder=founded)
@@ -274,18 +275,18 @@ def test_without_an_aggregator_an_order_waits_and_a_removed_institution_is_out_a
     with pytest.raises(TopologyError):
         connect(load(founded).settings("zurich-basel"), name="test/zurich-basel")
     assert not (founded / "kits/zurich-basel.tar.gz").exists()
-    assert "zurich-basel" not in load_trust(founded).institutions
+    assert "zurich-basel" not in believed(founded).institutions
     with leading(founded):
         assert eventually(lambda: listed(founded)["budapest"][2] == "never connected")
         remove("zurich-basel", folder=founded)
     assert listed(founded)["zurich-basel"][2] == "removed"
-    assert load_trust(founded).institutions["budapest"] == waiting
+    assert believed(founded).institutions["budapest"] == waiting
     with order_desk(FederationFolder(founded)) as desk:
         assert desk.table[Observer(founded, "budapest").alias].signing_key == waiting.signing
 
 
-def load_trust(folder: Path) -> Trust:
-    return Trust.load(folder / "keys/operator")
+def believed(folder: Path) -> Trust:
+    return load_trust(folder / "keys/operator")
 
 
 def test_a_renewal_holds_only_what_changed_and_belongs_to_the_key_that_waits(founded: Path, tmp_path: Path) -> None:
@@ -347,13 +348,13 @@ def test_the_check_tells_keys_that_are_not_the_admitted_ones_a_strange_lineage_a
     assert "warning" not in found_by(bank)
     earlier = datetime.now(UTC) - timedelta(hours=1)
     assert re.search(r"warning: this machine's clock is 3[56]\d\d s behind the aggregator's", found_by(bank, earlier))
-    keys = Identity.load(bank / "keys")
-    Identity.create().save(bank / "keys")
+    keys = load_identity(bank / "keys")
+    save_identity(Identity.create(), bank / "keys")
     with pytest.raises(SettingsError, match="the operator has admitted other message keys than those in"):
         found_by(bank)
-    keys.save(bank / "keys")
+    save_identity(keys, bank / "keys")
     strangers = {"operator": Identity.create().public, "aggregators": {"aggregator": Identity.create().public}}
-    Trust(**strangers, sealed=True).save(bank / "keys")
+    save_trust(Trust(**strangers, sealed=True), bank / "keys")
     with pytest.raises(TopologyError, match=r"was written by nobody whom keys/trust\.json names"):
         found_by(bank)
 

@@ -6,21 +6,22 @@ import subprocess
 
 import pytest
 
+from broker_config.keyring import load_identity, load_trust, save_identity, save_trust
 from shared.errors import SettingsError
 from shared.keys import Identity, PublicKeys, Trust
 
 
 @pytest.fixture
 def folder(tmp_path):
-    Identity.create().save(tmp_path / "keys")
+    save_identity(Identity.create(), tmp_path / "keys")
     return tmp_path / "keys"
 
 
 def test_keys_that_were_saved_are_loaded_and_only_their_owner_may_read_them(folder):
     identity = Identity.create()
-    identity.save(folder)
+    save_identity(identity, folder)
 
-    assert Identity.load(folder).public == identity.public
+    assert load_identity(folder).public == identity.public
     assert [stat.S_IMODE((folder / name).stat().st_mode) for name in ("signing.pem", "sealing.pem")] == [0o600, 0o600]
 
 
@@ -40,19 +41,19 @@ def test_a_private_key_that_others_may_read_is_refused_with_the_remedy(folder, m
     (folder / "sealing.pem").chmod(mode)
 
     with pytest.raises(SettingsError, match=r"chmod 600 .*sealing\.pem"):
-        Identity.load(folder)
+        load_identity(folder)
 
 
 def test_a_missing_wrong_or_exchanged_key_file_is_named(folder):
     (folder / "signing.pem").write_bytes((folder / "sealing.pem").read_bytes())
     with pytest.raises(SettingsError, match=r"signing\.pem holds no Ed25519 key"):
-        Identity.load(folder)
+        load_identity(folder)
     (folder / "signing.pem").write_text("no key")
     with pytest.raises(SettingsError, match=r"signing\.pem is no private key"):
-        Identity.load(folder)
+        load_identity(folder)
     (folder / "signing.pem").unlink()
     with pytest.raises(SettingsError, match=r"signing\.pem: No such file"):
-        Identity.load(folder)
+        load_identity(folder)
 
 
 def test_a_fingerprint_is_made_of_both_public_keys():
@@ -65,13 +66,13 @@ def test_a_fingerprint_is_made_of_both_public_keys():
 def test_whom_to_trust_is_read_back_and_anything_else_in_the_file_is_refused(tmp_path):
     operator, aggregator = Identity.create().public, Identity.create().public
     trust = Trust(operator=operator, aggregators={"aggregator": aggregator}, sealed=True)
-    trust.save(tmp_path)
-    assert Trust.load(tmp_path) == trust
+    save_trust(trust, tmp_path)
+    assert load_trust(tmp_path) == trust
 
     document = json.loads((tmp_path / "trust.json").read_text())
     (tmp_path / "trust.json").write_text(json.dumps({**document, "sealled": False}))
     with pytest.raises(SettingsError, match=r"trust\.json is not a file of public keys: sealled"):
-        Trust.load(tmp_path)
+        load_trust(tmp_path)
     (tmp_path / "trust.json").write_text(json.dumps({**document, "operator": {**document["operator"], "signing": "00"}}))
     with pytest.raises(SettingsError, match=r"operator\.signing"):
-        Trust.load(tmp_path)
+        load_trust(tmp_path)
