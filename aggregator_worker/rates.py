@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from shared.plan import Limits
 
-USELESS_BYTES = 256 * 2**10
-"""A useless message counts once for each of these, and once at least: receiving and hashing them is what it costs the others.
+USELESS_BYTES = 4 * 2**10
+"""Useless bytes count too, for the broker writes them to its disk. As many as the largest update has count for half a minute.
 
-Where updates are so large that one which is given up midway would count for more than half a minute, it counts for that.
+So an honest upload that is given up midway does no harm. Fewer than these count as one message.
 """
 LETTER_BYTES = 2**20
 """A dead letter counts once for each of these, and once at least: they fill a queue that all institutions share."""
@@ -81,7 +81,7 @@ class Rates:
         """So many messages, of so many bytes together, settled no update: refused, repeated, given up, a greeting, a report."""
         allowed = self._limits.useless_per_minute
         bucket = self._bucket(institution, "useless_per_minute", allowed, useless_bucket, now)
-        unit = max(USELESS_BYTES, self._limits.update_bytes / ((allowed or 1) / 2))
+        unit = max(USELESS_BYTES, 2 * self._limits.update_bytes / (allowed or 1))
         self._spend(bucket, "useless_per_minute", institution, max(messages, size / unit), now)
 
     def update(self, institution: str, *, now: float) -> None:

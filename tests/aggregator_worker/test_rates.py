@@ -43,12 +43,19 @@ def test_one_useless_message_a_second_is_for_ever_within_sixty_a_minute():
     assert tested.overruns == {}
 
 
-def test_a_useless_message_counts_by_its_bytes_where_they_are_many():
-    tested = rates(useless_per_minute=64, update_bytes=MIB)
-    tested.useless("bank-a", size=16 * MIB - 1, now=0)  # 64 times 256 KiB, less a byte
+def test_where_updates_are_small_a_useless_message_counts_once_for_each_4_kib():
+    tested = rates(useless_per_minute=64, update_bytes=1024)
+    tested.useless("bank-a", size=63 * 4096, now=0)
     assert tested.overruns == {}
     tested.useless("bank-a", size=1, now=0)
     assert list(tested.overruns) == ["bank-a"]
+
+
+def test_one_message_that_is_far_larger_than_any_update_is_paid_for_by_a_long_wait():
+    tested = rates(useless_per_minute=1000, update_bytes=MIB)
+    tested.useless("bank-a", size=16 * MIB, now=0)  # 4096 times 4 KiB; 3096 are missing, and 500 must be there
+    assert not tested.has_recovered("bank-a", now=215)
+    assert tested.has_recovered("bank-a", now=216)
 
 
 def test_an_upload_of_the_largest_update_that_is_given_up_counts_for_half_a_minute_at_most():
