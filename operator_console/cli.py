@@ -10,6 +10,7 @@ from rich.console import Console
 from operator_console.audit_command import audit
 from operator_console.backup_commands import backup, republish, restore
 from operator_console.broker_commands import broker_app
+from operator_console.ca_commands import ca_app
 from operator_console.command_options import EpsilonText, Grouped, epsilon_of
 from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
@@ -31,6 +32,7 @@ from shared.outermost import run_program
 # Plain help and errors: a wrong value is one sentence that a script can show as well.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(broker_app, name="broker")
+app.add_typer(ca_app, name="ca")
 app.add_typer(institution_app, name="institution")
 app.add_typer(kit_app, name="kit")
 app.add_typer(dead_letter_app, name="dead-letters")
@@ -57,6 +59,9 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     seed: Annotated[int, typer.Option(min=0, help="For split, start and schedule; noise is never seeded.")] = 0,
     epsilon: EpsilonText = "3",
     split: Annotated[str | None, typer.Option(help="How the rows are divided, where the task offers a choice.")] = None,
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Encrypt updates and models, so that the broker cannot read them.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder, new or empty; without it, a new one below runs/.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -71,6 +76,7 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
         seed=seed,
         epsilon=epsilon_of(epsilon),
         split=split,
+        sealed=sealed,
         out=out,
     )
     run_demo(options, Console(quiet=quiet))

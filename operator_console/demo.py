@@ -50,6 +50,7 @@ class DemoOptions:
     seed: int = 0
     epsilon: float | None = 3.0
     split: str | None = None
+    sealed: bool = False
     out: Path | None = None
 
 
@@ -155,6 +156,7 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
         held_out="held_out.csv",
         clients=clients,
         free_bytes=place.free_bytes,
+        sealed=options.sealed,
     )
     found_federation(place.folder, place.logins, founding)
 
