@@ -66,7 +66,9 @@ def system_rabbitmq(installation: Installation) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory, system_rabbitmq: None) -> Path:
     """The folder of a small demonstration that ran to its end, every message sealed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run(command(folder, *SMALL, "--sealed", "--quiet"), capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
+    done = subprocess.run(
+        command(folder, *SMALL, "--sealed", "--quiet"), capture_output=True, text=True, timeout=DEMO_SECONDS, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder
 

@@ -8,8 +8,10 @@ import msgpack
 import pytest
 
 from broker_config.guarded import GuardedBroker
+from broker_config.memory import MemoryRabbit
 from broker_config.streams import publish_record
-from broker_config.topology import DEAD_LETTERS, LINEAGE, MODEL, OPERATIONS, update_queue
+from broker_config.topology import DEAD_LETTERS, LINEAGE, MODEL, OPERATIONS, topology, update_queue
+from operator_console.replay_command import rebuilt
 from shared import messages
 from shared.broker import Broker, Message
 from shared.chunks import split
@@ -17,7 +19,8 @@ from shared.envelopes import key_id
 from shared.errors import BrokerUnavailableError
 from shared.keys import Identity
 from shared.messages import Hello, Operation
-from tests.builders import NAMES, RUN, a_plan, name_of
+from tests.builders import BY_PSEUDONYM, NAMES, RUN, a_plan, name_of
+from tests.conftest import JOURNALLED
 from tests.guarding import GuardedServer, Keyring
 from tests.running import Leader, Watch, Worker, begin, give_order, require_each_once, require_replay, trained
 
@@ -220,3 +223,14 @@ def test_a_newcomer_reads_the_model_though_the_leader_was_lost_before_it_sealed_
     assert watch.until(lambda: name_of("bank-c") in (watch.reader.lineage.table or {}))
     stack.enter_context(Worker(server, "bank-c", tmp_path))
     assert watch.until(lambda: watch.entry("bank-c").watermark >= 2)
+
+
+def test_sealed_journals_are_read_by_the_operator_and_rebuild_every_version(keyring, tmp_path, stack):
+    server = GuardedServer(MemoryRabbit(topology(NAMES, JOURNALLED)), keyring)
+    watch = started(server, keyring)
+    with leading(server, tmp_path), Worker(server, "bank-a", tmp_path), Worker(server, "bank-b", tmp_path):
+        assert watch.until(lambda: min(watch.entry(name).watermark for name in NAMES[:2]) >= 2)
+    result = rebuilt(server.connect("operator"), BY_PSEUDONYM)
+    assert result.replay.folded >= 4
+    assert result.start == 0
+    assert result.version >= watch.head.manifest.version
