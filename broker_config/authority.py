@@ -245,6 +245,13 @@ def user_of(certificate_pem: bytes) -> str:
     return str(names[0].value)
 
 
+def hosts_of(certificate_pem: bytes) -> list[str]:
+    """The host names and addresses that a broker's certificate holds for."""
+    names = _read(certificate_pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(each) for each in names.get_values_for_type(x509.IPAddress)]
+    return names.get_values_for_type(x509.DNSName) + addresses
+
+
 def write_issued(folder: Path, issued: Issued, authority: bytes) -> None:
     """Writes `certificate.pem`, `key.pem` (0600) and `ca.pem`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from broker_config.definitions import ADMIN
 from broker_config.node_files import NodeRecord, TlsPlaces, advanced, configuration, environment, plugins
 from broker_config.processes import MARK, end_all
+from broker_config.secret_files import without_secrets
 from broker_config.server_tls import EVERYWHERE, LOOPBACK, ServerTls
 from shared.errors import BrokerUnavailableError, SettingsError
 
@@ -73,7 +74,8 @@ class PrivateNode:
     @property
     def amqp(self) -> str:
         """host:port of AMQP."""
-        return f"{LOOPBACK if self.tls is None else self.tls.host}:{self.record.amqp_port}"
+        host = LOOPBACK if self.tls is None else self.tls.host
+        return f"[{host}]:{self.record.amqp_port}" if ":" in host else f"{host}:{self.record.amqp_port}"
 
     @property
     def management_url(self) -> str:
@@ -288,7 +290,7 @@ def _start_epmd(folder: Path, node: PrivateNode) -> subprocess.Popen[bytes]:
 def start_watcher(folder: Path, *, remove: bool) -> subprocess.Popen[bytes]:
     """A process that ends everything marked with `folder` once this process is gone, also after a kill -9."""
     command = [sys.executable, "-m", "broker_config.watch", str(folder), str(os.getpid()), *(["--remove"] if remove else [])]
-    return _spawn(command, dict(os.environ), folder, subprocess.DEVNULL)
+    return _spawn(command, without_secrets(os.environ), folder, subprocess.DEVNULL)
 
 
 def _spawn(command: list[str], variables: dict[str, str], folder: Path, output: int) -> subprocess.Popen[bytes]:

@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from broker_config import logins as login_file
+from broker_config.definitions import OPERATOR
 from broker_config.logins import Logins
 from broker_config.node import PrivateNode, start_node
 from broker_config.provision import check as find_drifts
 from broker_config.provision import export as export_definitions
 from broker_config.provision import provision
+from broker_config.server_tls import LOOPBACK
 from broker_config.service import ending_on_sigterm
+from operator_console.broker_tls import certify, has_authority, private_server
 from shared.errors import SettingsError
 
 broker_app = typer.Typer(help="The broker's queues, rights and limits.", no_args_is_help=True)
@@ -65,14 +68,24 @@ def export(
 
 @broker_app.command()
 def up(
+    *,
     folder: Folder = DEFAULT_FOLDER,
     institution: Annotated[list[str] | None, typer.Option(help="Create this institution's login and queues; repeatable.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Take TLS and certificates only; from then on without being told.")] = False,
+    host: Annotated[list[str] | None, typer.Option(help="With TLS: a name under which others reach it; repeatable.")] = None,
+    bind: Annotated[str, typer.Option(help="With TLS: the address to listen on; others reach no loopback.")] = LOOPBACK,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="With TLS: the port; without it, a free one.")] = None,
 ) -> None:
     """Run a private RabbitMQ on this machine until Ctrl-C; its data stays below --dir."""
-    cluster = start_node(folder / "broker")
+    server = private_server(folder, host or [], bind=bind, port=port) if tls or has_authority(folder) else None
+    if server is None and (host or port or bind != LOOPBACK):
+        raise SettingsError("--host, --bind and --port go with --tls: without it a private broker is for this computer only")
+    cluster = start_node(folder / "broker", tls=server)
     try:
         node = cluster.nodes[0]
         logins = _logins_on(node, folder, institution or [])
+        if logins.over_tls:
+            certify(folder, (OPERATOR, logins.administrator))
         provision(logins, logins.institutions, free_bytes=node.free_bytes)
         _show(logins, login_file.save(logins, folder))
         with ending_on_sigterm():
@@ -86,7 +99,7 @@ def up(
 def _logins(folder: Path) -> Logins:
     if (folder / login_file.FILE).exists():
         return login_file.load(folder)
-    logins = login_file.logins_from_environment(os.environ)
+    logins = login_file.logins_from_environment(os.environ, folder=folder)
     if logins is None:
         raise SettingsError(f"{folder / login_file.FILE} does not exist, and AMQP_URL and MANAGEMENT_URL are not set")
     login_file.save(logins, folder)
@@ -94,7 +107,8 @@ def _logins(folder: Path) -> Logins:
 
 
 def _logins_on(node: PrivateNode, folder: Path, institutions: list[str]) -> Logins:
-    fresh = login_file.create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
+    place = {"node": node.amqp, "management": node.management_url, "admin_password": node.admin_password}
+    fresh = login_file.create(**place, tls=node.tls is not None).model_copy(update={"folder": folder})
     if (folder / login_file.FILE).exists():
         known = login_file.load(folder)
         fresh = fresh.model_copy(
@@ -107,7 +121,7 @@ def _show(logins: Logins, file: Path) -> None:
     table = Table("what", "where", title="private RabbitMQ; Ctrl-C stops it")
     table.add_row("AMQP", logins.amqp)
     table.add_row("management UI", logins.management)
-    table.add_row("to look only", f"viewer / {logins.users['viewer']}")
+    table.add_row("to look only", f"the login viewer, with its password in {login_file.FILE}")
     table.add_row("all logins", str(file))
     table.add_row("institutions", ", ".join(logins.institutions) or "none yet")
     Console().print(table)
