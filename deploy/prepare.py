@@ -1,4 +1,4 @@
-"""Before the broker starts: the federation's authority, the broker's certificate, and the administrator, known to it by a hash only.
+"""Before the broker starts: the federation's authority, the broker's certificate, the administrator (known to it by a hash).
 
 Run by docker-compose.yml at each `up`; what is there already stays, but for certificates that end soon.
 """

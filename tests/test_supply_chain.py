@@ -1,5 +1,6 @@
 """The locks hold all that is installed, exactly and with hashes; the wheel is the same whoever builds it; its parts are told."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -126,6 +128,30 @@ def test_nothing_but_this_project_itself_is_installed_without_a_hash() -> None:
     for line in installs:
         assert "--no-deps" in line, line
         assert "--require-hashes --only-binary :all:" in line or re.search(r"--editable \.|fedqueue-\*\.whl", line), line
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_a_file_that_is_not_the_one_of_the_lock_is_refused_in_words(tmp_path: Path, altered: bool) -> None:
+    about = "Metadata-Version: 2.1\nName: tried\nVersion: 1\n"
+    wheel = tmp_path / "tried-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tried.py", "")
+        archive.writestr("tried-1.dist-info/METADATA", about)
+        archive.writestr("tried-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tried-1.dist-info/RECORD", "")
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "one.lock").write_text(f"tried==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+    if altered:
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr("tried.pth", "import os")
+    (tmp_path / "build").mkdir()
+    script = f". {PROJECT}/setup/say.sh; . {PROJECT}/setup/pip.sh; install_locked {sys.prefix} one --target {tmp_path}/into"
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+
+    ran = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert ((tmp_path / "into" / "tried.py").exists(), ran.returncode) == ((False, 1) if altered else (True, 0))
+    assert ("is not the one that locks/one.lock names" in ran.stdout) == altered
 
 
 def test_two_builds_of_the_wheel_have_the_same_bytes(tmp_path: Path) -> None:
