@@ -281,16 +281,31 @@ def test_every_hex_block_of_the_page_is_one_of_the_examples() -> None:
 
 
 @pytest.mark.parametrize("name", [*EXAMPLES, "manifest-0", "manifest-1", "plan"])
-def test_the_page_states_the_hash_of_each_example(name: str) -> None:
-    whole = name.removeprefix("manifest-")
+def test_the_page_states_the_hash_and_size_of_each_example(name: str) -> None:
+    whole, size = name.removeprefix("manifest-"), ""
     if name == "plan":
         digest = PLAN.hash
     elif name in EXAMPLES:
-        digest = sha256(page_bytes(name))
+        digest, size = sha256(page_bytes(name)), str(len(page_bytes(name)))
     else:
         digest = sha256(read_body(page_bytes(f"record-{whole}"))[1]["content"])
 
-    assert re.search(rf"^\| `{name}` \| `{digest}` \|", PAGE.read_text(), re.MULTILINE)
+    assert f"| `{name}` | `{digest}` | {size} |\n" in PAGE.read_text()
+
+
+def test_a_hash_that_is_cut_short_in_an_explanation_is_one_of_the_table() -> None:
+    whole = re.findall(r"^\| `\S+` \| `([0-9a-f]{64})` \|", PAGE.read_text(), re.MULTILINE)
+
+    assert set(re.findall(r'"([0-9a-f]{12})\.\.\."', PAGE.read_text())) <= {digest[:12] for digest in whole}
+
+
+@pytest.mark.parametrize("version", ["0", "1"])
+def test_the_page_says_where_the_manifest_stands_in_each_record(version: str) -> None:
+    record = page_bytes(f"record-{version}")
+    content = read_body(record)[1]["content"]
+    section = PAGE.read_text().partition(f"### The record of version {version}\n")[2].partition("```")[0]
+
+    assert f"starts at byte {record.index(content)} and has {len(content)} bytes" in section
 
 
 def test_a_reader_who_knows_only_the_page_finds_the_update_and_the_model_it_is_based_on() -> None:
