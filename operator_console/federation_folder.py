@@ -15,6 +15,7 @@ from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.keyring import SIGNING_FILE
 from broker_config.logins import Logins
+from broker_config.secret_files import demand_private
 from operator_console.kit import EXPLAINED, KEYS, PASSWORD_FILE
 from shared.errors import SettingsError
 from shared.messages import pseudonym
@@ -23,7 +24,10 @@ from shared.plan import Plan
 SECRET_BYTES = 32
 NO_NOISE = "yes, updates may leave without noise"
 _TEMPLATES = Environment(  # noqa: S701 - the templates are TOML, YAML and text: their values are quoted as JSON strings, not as HTML
-    loader=PackageLoader("operator_console", "settings_templates"), undefined=StrictUndefined, trim_blocks=True
+    loader=PackageLoader("operator_console", "settings_templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
 )
 
 
@@ -126,7 +130,9 @@ class FederationFolder:
 
     def run_secret(self) -> bytes:
         """The secret that pseudonyms are made with. Raises SettingsError."""
-        return self._read("run.secret").strip().encode()
+        secret = self._read("run.secret").strip().encode()
+        demand_private(self.path / "run.secret", "the run's secret")
+        return secret
 
     def facts(self) -> Facts:
         """What this federation is. Raises SettingsError."""

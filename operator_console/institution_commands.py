@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from aggregator_worker.defence import STRIKE
 from broker_config import logins as login_file
@@ -38,7 +38,7 @@ institution_app = typer.Typer(help="Who takes part in a federation.", no_args_is
 
 UNHEARD_SECONDS = 10.0
 LONGEST_REASON = 200
-COLUMNS = ("id", "title", "state", "updates", "epsilon", "incarnation", "strikes", "certificate until")
+COLUMNS = ("id", "title", "state", "updates", "epsilon", "incarnation", "strikes", "valid until")
 Id = Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
 Request = Annotated[
     Path | None,
@@ -148,7 +148,7 @@ def release(institution: Id, reason: Why = "", folder: Folder = DEFAULT_FOLDER) 
 
 @institution_app.command("list")
 def list_institutions(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
-    """Show every institution, removed ones too, and until when its certificate holds."""
+    """Show every institution, removed ones too, and until when its certificate is valid."""
     federation = FederationFolder(folder)
     with order_desk(federation) as desk:
         found = list(rows(federation, desk))
@@ -159,7 +159,7 @@ def list_institutions(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) 
         typer.echo(json.dumps({"schema": 1, "institutions": members, "warnings": warnings}))
         return
     shown = len(COLUMNS) - (not ends)
-    table = Table(*COLUMNS[:shown])
+    table = Table(*(Column(name, no_wrap=name in ("id", "valid until")) for name in COLUMNS[:shown]))
     for row in found:
         table.add_row(*row[:shown])
     Console().print(table)
