@@ -6,46 +6,43 @@ Run by docker-compose.yml at each `up`; what is there already stays, but for cer
 import json
 import os
 import secrets
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from broker_config import logins as login_file
-from broker_config.authority import AUTHORITY_KEY_FILE, CERTIFICATE_FILE, Authority, Issued, expiry_of, write_issued
-from broker_config.definitions import ADMIN, password_hash
+from broker_config.authority import CERTIFICATE_FILE, expiry_of, write_issued
+from broker_config.definitions import ADMIN, OPERATOR, password_hash
+from broker_config.tls import WARNED_BEFORE
 from broker_config.written import write_private
+from operator_console.broker_tls import authority_of, certify
 
 FEDERATION = Path("/federation")
 BROKER = Path("/broker")
-DEFINITIONS = "definitions.json"
+DEFINITIONS = BROKER / "definitions.json"
 BROKER_USER = 999  # rabbitmq, in RabbitMQ's image
 HOSTS = ("rabbitmq", "localhost", "127.0.0.1")
 AMQP = "rabbitmq:5671"
 MANAGEMENT = "https://rabbitmq:15671"
-RENEWED_BEFORE = timedelta(days=60)
 
 
 def main() -> None:
-    """Writes what is missing into both volumes."""
-    place = FEDERATION / login_file.AUTHORITY_FOLDER
-    is_there = (place / AUTHORITY_KEY_FILE).exists()
-    authority = Authority.open(place) if is_there else Authority.create(place, name="fedqueue")
-    certify(FEDERATION / "tls" / ADMIN, authority, lambda: authority.issue(ADMIN))
-    certify(BROKER, authority, lambda: authority.issue_server(HOSTS))
+    """Writes what is missing into the volumes."""
+    authority = authority_of(FEDERATION)
+    certify(FEDERATION, (OPERATOR, ADMIN))
+    if not holds(BROKER / CERTIFICATE_FILE):
+        write_issued(BROKER, authority.issue_server(HOSTS), authority.certificate)
     if not (FEDERATION / login_file.FILE).exists():
         password = secrets.token_urlsafe(24)
         login_file.save(login_file.create(node=AMQP, management=MANAGEMENT, admin_password=password, tls=True), FEDERATION)
-    if not (BROKER / DEFINITIONS).exists():
-        write_private(BROKER / DEFINITIONS, definitions(login_file.load(FEDERATION).users[ADMIN]).encode())
+    if not DEFINITIONS.exists():
+        write_private(DEFINITIONS, definitions(login_file.load(FEDERATION).users[ADMIN]).encode())
     for file in (BROKER, *BROKER.iterdir()):
         os.chown(file, BROKER_USER, BROKER_USER)
 
 
-def certify(folder: Path, authority: Authority, issue: Callable[[], Issued]) -> None:
-    """Writes a certificate with its key, unless the one in the folder holds for long enough."""
-    file = folder / CERTIFICATE_FILE
-    if not file.exists() or expiry_of(file.read_bytes()) < datetime.now(UTC) + RENEWED_BEFORE:
-        write_issued(folder, issue(), authority.certificate)
+def holds(certificate: Path) -> bool:
+    """Whether the certificate is there and does not end soon."""
+    return certificate.exists() and expiry_of(certificate.read_bytes()) - datetime.now(UTC) > WARNED_BEFORE
 
 
 def definitions(password: str) -> str:

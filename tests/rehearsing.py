@@ -23,6 +23,7 @@ SYSTEM = ("usr", "opt")
 LINKS = ("bin", "sbin", "lib", "lib64")
 WORKER = "10001:10001"  # USER of deploy/Dockerfile
 ONCE = ("prepare", "found")
+REMOVED = "banco-popular"
 PATIENCE_SECONDS = 120
 
 
@@ -192,6 +193,8 @@ def rehearse(folder: Path) -> dict:
     found["secrets shown"] = secrets_shown(folder)
     found["healthy"] = {name: places[name].is_healthy() for name in workers}
     found["version"] = version_made(places["found"])
+    places["found"].ask(["fedqueue", "institution", "remove", REMOVED, "--dir", "/federation"])
+    found["let in after removal"] = {name: places[name].is_healthy() for name in workers}
     for process in workers.values():
         process.send_signal(signal.SIGTERM)
     found["ended"] = {name: process.wait(PATIENCE_SECONDS) for name, process in workers.items()}
