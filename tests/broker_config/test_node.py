@@ -13,7 +13,7 @@ import pytest
 from broker_config.connection import connect
 from broker_config.logins import create
 from broker_config.node import Installation, remove_leftovers, start_cluster, start_node
-from broker_config.node_files import NodeRecord, configuration, environment
+from broker_config.node_files import NodeRecord, TlsPlaces, advanced, configuration, environment, plugins
 from broker_config.processes import MARK, end_all, processes_of
 from broker_config.provision import administration, provision
 from broker_config.topology import LINEAGE, update_queue
@@ -53,6 +53,21 @@ def test_every_listener_of_a_node_is_on_loopback():
     assert variables["ERL_EPMD_ADDRESS"] == "127.0.0.1"
     assert "{127,0,0,1}" in variables["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
     assert "cluster_formation" not in text
+
+
+def test_a_node_with_tls_has_no_listener_without_it_but_on_loopback():
+    places = TlsPlaces("192.0.2.7", Path("/x/tls"), Path("/x/revoked"))
+    text = configuration(RECORD, admin="admin", password="word", tls=places)
+    listeners = [line for line in text.splitlines() if "listeners" in line or "tcp.ip" in line]
+    assert listeners == [
+        "listeners.tcp = none",
+        "listeners.ssl.1 = 192.0.2.7:1001",
+        "management.tcp.ip = 127.0.0.1",
+        "prometheus.tcp.ip = 127.0.0.1",
+    ]
+    assert [line for line in text.splitlines() if "mechanism" in line] == ["auth_mechanisms.1 = EXTERNAL"]
+    assert "rabbitmq_auth_mechanism_ssl" in plugins(places)
+    assert "{fail_if_no_peer_cert, true}" in advanced(places)
 
 
 def test_only_marked_processes_are_found_and_ended(tmp_path):
