@@ -73,6 +73,8 @@ class Window:
 def measure(attack: str, options: argparse.Namespace) -> Figures:
     """Founds a federation whose last institution is hostile, and looks at it before, during and after the flood."""
     plan = plan_for(options.parameters, 1, broadcast="float32")
+    limits = plan.limits.model_copy(update={"updates_per_hour": options.updates_per_hour})
+    plan = plan.model_copy(update={"limits": limits})
     with founded(plan, options.parameters, options.institutions + 1) as federation:
         honest, hostile = federation.institutions[:-1], federation.institutions[-1]
         aggregator, flooder = federation.aggregator(), program(federation, hostile, attack)
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--institutions", type=int, default=2, help="honest ones")
     parser.add_argument("--parameters", type=int, default=10_000)
     parser.add_argument("--training-seconds", type=float, default=0.0, help="how long each training sleeps")
+    parser.add_argument("--updates-per-hour", type=int, help="limit of the plan; none without it")
     parser.add_argument("--seconds", type=float, default=10.0, help="of calm before, of flood, and of calm after")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each attack instead of tables")
     chosen = parser.parse_args()

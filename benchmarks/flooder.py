@@ -1,6 +1,6 @@
 """`python -m benchmarks.flooder FACTS`: one institution with a login of its own that harms as much as it can until it is ended.
 
-It uses pika as it comes, and waits for no confirm.
+Its floods go out through pika as it comes, and wait for no confirm. Only good updates do: a number that is missing would spoil the next.
 """
 
 import hashlib
@@ -16,11 +16,16 @@ from typing import Any
 import pika
 from pika import exceptions
 
+from benchmarks.federation import EXAMPLES, vector
+from benchmarks.institution import STEP
+from broker_config import logins as login_file
+from broker_config.connection import connect
 from broker_config.service import stop_on_signals
+from broker_config.streams import newest
 from shared import messages
 from shared.chunks import split
 from shared.codec import SCHEMA_VERSION
-from shared.messages import Hello
+from shared.messages import Hello, PrivacyStatement, Update
 
 MIB = 2**20
 Facts = Mapping[str, Any]
@@ -67,11 +72,34 @@ def hellos(facts: Facts) -> Iterator[Letter]:
             head_sequence=0,
             head_hash="",
             nonce=f"{number:016x}",
-            num_examples=100,
+            num_examples=EXAMPLES,
         )
         body = messages.encode("hello", hello)
         (message,) = split(body, kind="hello", run_id=facts["run_id"], identity=f"hello/{number}", chunk_bytes=MIB)
         yield message.kind, message.body, message.headers
+
+
+def updates(facts: Facts) -> Iterator[Letter]:
+    """Good updates under its next numbers, all made of the same model, as fast as they can be written."""
+    broker = connect(login_file.load(Path(facts["folder"])).settings(facts["institution"]), name="benchmark/flooder")
+    base = newest(broker)[0].manifest
+    broker.close()
+    for number in itertools.count(1):
+        update = Update(
+            run_id=facts["run_id"],
+            institution=facts["institution"],
+            incarnation=1,
+            sequence=number,
+            base_version=base.version,
+            base_hash=base.model.hash,
+            plan_hash=base.plan_hash,
+            num_examples=EXAMPLES,
+            privacy=PrivacyStatement(mechanism="none"),
+        )
+        content = messages.encode_parts("update", update, vector(int(facts["parameters"]), STEP))
+        identity = f"{facts['institution']}/1/{number}"
+        for message in split(content, kind="update", run_id=facts["run_id"], identity=identity, chunk_bytes=4 * MIB):
+            yield message.kind, message.body, message.headers
 
 
 def churn(facts: Facts, ended: Callable[[], bool]) -> int:
@@ -86,12 +114,14 @@ def churn(facts: Facts, ended: Callable[[], bool]) -> int:
     return opened
 
 
+UPDATES = "updates"
 FLOODS: Mapping[str, Callable[[Facts], Iterator[Letter]]] = {
     "tiny messages": tiny,
     "16 MiB messages": large,
     "garbage": garbage,
     "endless uploads": partial,
     "greetings": hellos,
+    UPDATES: updates,
 }
 CHURN = "connection churn"
 ATTACKS = (*FLOODS, CHURN)
@@ -102,17 +132,29 @@ def flood(facts: Facts, ended: Callable[[], bool]) -> int:
     sent, exchange = 0, f"fl.upd.{facts['institution']}"
     connection = _connection(facts)
     channel = connection.channel()
+    if facts["attack"] == UPDATES:
+        channel.confirm_delivery()
     for kind, body, headers in FLOODS[facts["attack"]](facts):
         if ended():
             break
         properties = pika.BasicProperties(
             type=kind, message_id="x", headers=dict(headers), user_id=facts["user"], delivery_mode=2
         )
-        channel.basic_publish(exchange, "", body, properties)
-        sent += 1
+        sent += _published(channel, exchange, body, properties, ended)
     with suppress(exceptions.AMQPError):
         connection.close()
     return sent
+
+
+def _published(channel: Any, exchange: str, body: bytes, properties: Any, ended: Callable[[], bool]) -> int:
+    """How many messages it took: with confirms, one that the full queue refuses is sent again until it is taken."""
+    for sent in itertools.count(1):
+        with suppress(exceptions.NackError):
+            channel.basic_publish(exchange, "", body, properties)
+            return sent
+        if ended():
+            return sent
+    return 0
 
 
 def _connection(facts: Facts) -> Any:
