@@ -1,5 +1,6 @@
 """From chunks to whole uploads. Small ones stay in memory; all others wait on disk, and one at a time is loaded."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from broker_config.secret_files import without_secrets
 from shared.broker import Delivery
 from shared.chunks import Assembly, ChunkHead, head, open_envelope
 from shared.errors import MalformedMessageError, StorageError
@@ -41,9 +43,10 @@ class Upload:
         """Whether a child process that handles it lives to say so, within its time."""
         if self.spool is not None:
             self.spool.seek(0)
+        variables = without_secrets(os.environ)
         source = {"input": self.body} if self.spool is None else {"stdin": self.spool}
         with suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(command, **source, timeout=TRIAL_SECONDS, check=False)  # noqa: S603
+            done = subprocess.run(command, **source, timeout=TRIAL_SECONDS, check=False, env=variables)  # noqa: S603
             return bool(done.returncode == 0)
         return False
 

@@ -58,7 +58,8 @@ class Orders:
             self.desk.broker.ack(delivery)
             return None
         self.desk.keep(delivery.receipt())
-        log.info("operation", kind=operation.kind, applied=outcome.applied, reason=outcome.reason)
+        about = str(operation.arguments.get("institution", ""))[:80]
+        log.info("operation", kind=operation.kind, institution=about, applied=outcome.applied, reason=outcome.reason)
         return operation if outcome.applied else None
 
     def _settled(self, operation: Operation, delivery: Delivery) -> OperationOutcome | None:

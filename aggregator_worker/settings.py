@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from broker_config.connection import ConnectionSettings
+from broker_config.secret_files import demand_private
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings
 
@@ -56,9 +57,10 @@ class AggregatorSettings(WorkerSettings):
 
 
 def read_secret(path: Path) -> SecretStr:
-    """A secret from a file of its own."""
+    """A secret from a file of its own. Raises SettingsError where it is missing, empty, or open to other users."""
     try:
         secret = path.read_text().strip()
+        demand_private(path, "the run's secret")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; `fedqueue init` writes it") from error
     if not secret:

@@ -89,6 +89,7 @@ class Federation:
         login = self.settings(AGGREGATOR)
         keys = f'keys_folder = "{login.keys_folder}"\n' if login.keys_folder else ""
         (folder / "members.txt").write_text("\n".join(self.institutions))
+        (folder / "run.secret").touch(mode=0o600)
         (folder / "run.secret").write_text(self.run_secret)
         settings = folder / "aggregator.toml"
         settings.write_text(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from broker_config.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from broker_config.connection import ConnectionSettings
 from broker_config.definitions import ADMIN, AGGREGATOR, OPERATOR, VIEWER
+from broker_config.secret_files import demand_private
 from broker_config.topology import Limits
 from broker_config.written import write_private
 from shared.errors import SettingsError
@@ -155,15 +156,17 @@ def save(logins: Logins, folder: Path) -> Path:
 
 
 def load(folder: Path) -> Logins:
-    """Reads `broker.json`; raises SettingsError where it is missing or not what `save` writes."""
+    """Reads `broker.json`; raises SettingsError where it is missing, not what `save` writes, or open to other users."""
     file = folder / FILE
     try:
-        return Logins.model_validate_json(file.read_bytes()).model_copy(update={"folder": folder})
+        logins = Logins.model_validate_json(file.read_bytes()).model_copy(update={"folder": folder})
+        demand_private(file, "the file of logins")
     except OSError as error:
         raise SettingsError(f"{file} cannot be read ({error.strerror}); `fedqueue broker up` writes it") from error
     except ValidationError as error:
         wrong = ", ".join(sorted({".".join(map(str, each["loc"])) or "the file" for each in error.errors()}))
         raise SettingsError(f"{file} is not a file of logins: {wrong}") from None
+    return logins
 
 
 def _amqp_url(node: str, vhost: str, *, tls: bool) -> str:

@@ -229,6 +229,7 @@ def _program(federation: Federation, name: str, size: Size) -> Program:
 def _aggregator_command(federation: Federation, name: str, broker: Mapping[str, str | int], _size: Size) -> list[str]:
     folder = federation.folder / name
     (folder / "members.txt").write_text("\n".join((*ALIVE, DEAD)))
+    (folder / "run.secret").touch(mode=0o600)
     (folder / "run.secret").write_text(federation.run_secret)
     settings = folder / "aggregator.toml"
     settings.touch(mode=0o600)

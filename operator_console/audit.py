@@ -40,8 +40,8 @@ class Event:
         object.__setattr__(self, "proven", self.proven and self.who != "")
 
     def concerns(self, institution: str) -> bool:
-        """Whether this institution did it, or somebody under its name."""
-        return self.who == institution
+        """Whether this institution did it, or somebody under its name, or an order is about it."""
+        return self.who == institution or (self.kind == "order" and institution in self.tried.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,11 @@ def _unheard(at: datetime, said: Mapping[str, Any]) -> Event:
     return Event(at, "aggregator", "refused", who=_sender(said), tried="its update queue", got=got)
 
 
+def _limited(at: datetime, said: Mapping[str, Any]) -> Event:
+    details = ", ".join(f"{key} {said[key]}" for key in ("limit", "seconds", "only_counted") if key in said)
+    return Event(at, "aggregator", "refused", who=_sender(said), tried="its messages", got=f"{said['event']} ({details})")
+
+
 def _given_up(at: datetime, said: Mapping[str, Any]) -> Event:
     return Event(at, "aggregator", "refused", who=_sender(said), tried="an upload in parts", got="given up: no more of it came")
 
@@ -118,7 +123,8 @@ def _given_up(at: datetime, said: Mapping[str, Any]) -> Event:
 def _operation(at: datetime, said: Mapping[str, Any]) -> Event:
     got = "applied" if said.get("applied") else "refused"
     reason = f": {said['reason']}" if said.get("reason") else ""
-    return Event(at, "aggregator", "order", who="operator", tried=f"order {said.get('kind', '?')}", got=got + reason)
+    about = f" {said['institution']}" if said.get("institution") else ""
+    return Event(at, "aggregator", "order", who="operator", tried=f"order {said.get('kind', '?')}{about}", got=got + reason)
 
 
 def _sender(said: Mapping[str, Any]) -> str:
@@ -133,6 +139,10 @@ _READERS: Mapping[str, Callable[[datetime, Mapping[str, Any]], Event | None]] = 
     "lineage record ignored": _forged,
     "a model's chunk is ignored": _forged,
     "an institution is not listened to": _unheard,
+    "not listened to": _limited,
+    "listened to again": _limited,
+    "dead letters are only counted": _limited,
+    "dead letters are kept again": _limited,
     "upload given up": _given_up,
     "operation": _operation,
 }

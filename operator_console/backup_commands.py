@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from pathlib import Path
-from stat import S_IRWXG, S_IRWXO
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from aggregator_worker import checkpoint
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
+from broker_config.secret_files import demand_private
 from operator_console.backup import Backup, hash_of, is_sealed, left_out, read_backup, write_backup
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.federation_folder import FederationFolder
@@ -77,11 +77,10 @@ def _passphrase(file: Path | None) -> bytes | None:
     if file is None:
         return None
     try:
-        words, mode = file.read_bytes().strip(), file.stat().st_mode
+        words = file.read_bytes().strip()
     except OSError as error:
         raise SettingsError(f"the passphrase file {file} cannot be read: {error.strerror}") from error
-    if mode & (S_IRWXG | S_IRWXO):
-        raise SettingsError(f"the passphrase file {file} is open to other users of this machine: chmod 600 {file}")
+    demand_private(file, "the passphrase")
     if not words:
         raise SettingsError(f"the passphrase file {file} is empty")
     return words

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from stat import S_IRWXG, S_IRWXO
 from typing import Any
 
 from broker_config import logins as login_file
@@ -14,6 +13,7 @@ from broker_config.drift import Drift
 from broker_config.logins import Logins
 from broker_config.provision import administration
 from broker_config.provision import check as find_drifts
+from broker_config.secret_files import is_open_to_others
 from broker_config.topology import DEAD_LETTERS, LEAD, Limits, institution_of
 from operator_console.federation_folder import FederationFolder
 from operator_console.operation_commands import order_desk
@@ -21,6 +21,11 @@ from shared.errors import BrokerUnavailableError, FederationError, SettingsError
 
 OLDEST_BROKER = (3, 10)
 """Streams and quorum queues as fedqueue uses them."""
+SECRETS = (
+    *(login_file.FILE, "run.secret", "ca/*.key", "**/key.pem", "**/signing.pem", "**/sealing.pem", "**/password", "kits/*"),
+    *("institutions/*/ledger.sqlite", "broker/n*/rabbitmq.conf", "broker/n*/node.json"),
+)
+"""Files of a federation's folder that nobody but its owner may read."""
 LIBRARIES = ("fedqueue", "pika", "msgpack", "pydantic", "torch", "opacus")
 
 START_BROKER = "start the broker, and see that its address in broker.json can be reached from here"
@@ -181,8 +186,7 @@ def dead_letter_findings(queues: Sequence[Mapping[str, Any]], *, show: str) -> I
 
 def secret_files(folder: Path) -> Iterator[Finding]:
     """Whether others can read a file that holds a secret."""
-    names = (login_file.FILE, "run.secret", "aggregator/password", "institutions/*/password", "institutions/*/ledger.sqlite")
-    open_to_others = [file for name in names for file in sorted(folder.glob(name)) if file.stat().st_mode & (S_IRWXG | S_IRWXO)]
+    open_to_others = [file for name in SECRETS for file in sorted(folder.glob(name)) if is_open_to_others(file)]
     for file in open_to_others:
         yield Finding("secret files", False, f"{file} is open to other users of this machine", f"chmod 600 {file}")
     if not open_to_others:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from broker_config.node import start_watcher
 from broker_config.processes import MARK
+from broker_config.secret_files import without_secrets
 from shared.errors import FederationError
 
 STOP_SECONDS = 15.0
@@ -40,7 +41,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Starts it, in a session of its own: Ctrl-C reaches this process only, which then stops its workers in order."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, MARK: str(self.marked), "OMP_NUM_THREADS": "1"}
+        environment = {**without_secrets(os.environ), MARK: str(self.marked), "OMP_NUM_THREADS": "1"}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - every word of the command is ours
                 self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

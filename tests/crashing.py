@@ -71,6 +71,7 @@ class Aggregator(AbstractContextManager["Aggregator"]):
         folder.mkdir()
         (folder / "members.txt").write_text("\n".join(NAMES))
         (folder / "secret").write_bytes(SECRET)
+        (folder / "secret").chmod(0o600)
         (folder / "aggregator.toml").write_text(
             'state_folder = "state"\nrun_secret_file = "secret"\nmembers_file = "members.txt"\n[broker]\n'
             f'url = "{url or settings.url}"\nuser = "{settings.user}"\npassword = "{settings.secret()}"\n'

@@ -331,6 +331,7 @@ def test_a_wrong_file_or_setting_ends_with_code_2_and_one_sentence(name, refused
 def test_without_a_broker_workers_wait_and_end_with_code_0_when_asked(start, soon, tmp_path):
     config = a_kit(tmp_path / "north")
     (tmp_path / "run.secret").write_text("secret")
+    (tmp_path / "run.secret").chmod(0o600)
     (tmp_path / "members.txt").write_text("north\n")
     files = 'state_folder = "state"\nrun_secret_file = "run.secret"\nmembers_file = "members.txt"\n'
     (tmp_path / "aggregator.toml").write_text(f'{files}[broker]\nurl = "{NOWHERE}"\nuser = "aggregator"\npassword = "word"\n')

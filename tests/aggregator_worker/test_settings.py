@@ -34,10 +34,13 @@ def test_an_institution_admitted_while_it_runs_is_known_to_the_next_process(sett
     assert again.members() == ["bank-a", "bank-b", "bank-c"]
 
 
-def test_a_missing_or_empty_file_is_named(settings: AggregatorSettings, tmp_path: Path) -> None:
+def test_a_file_that_is_missing_empty_or_open_to_others_is_named(settings: AggregatorSettings, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"run\.secret: No such file"):
         settings.run_secret()
     (tmp_path / "run.secret").write_text("\n")
+    with pytest.raises(SettingsError, match=r"chmod 600 .*run\.secret"):
+        settings.run_secret()
+    (tmp_path / "run.secret").chmod(0o600)
     with pytest.raises(SettingsError, match=r"run\.secret is empty"):
         settings.run_secret()
     (tmp_path / "members.txt").unlink()

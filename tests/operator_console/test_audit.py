@@ -224,7 +224,14 @@ AGGREGATOR_LOG = [
     },
     {"event": "delivery", "kind": "hello", "institution": "bank-b", "head_sequence": 3, "timestamp": "2026-11-21T15:00:03Z"},
     {"event": "quarantined", "institution": "bank-b", "rejected": 3, "reason": "noise", "timestamp": "2026-11-21T15:00:04Z"},
-    {"event": "operation", "kind": "release", "applied": True, "reason": "", "timestamp": "2026-11-21T15:00:05Z"},
+    {
+        "event": "operation",
+        "kind": "release",
+        "institution": "bank-b",
+        "applied": True,
+        "reason": "",
+        "timestamp": "2026-11-21T15:00:05Z",
+    },
     {
         "event": "operation",
         "kind": "stop",
@@ -245,7 +252,7 @@ def test_what_the_aggregator_refused_and_followed_is_told():
         ),
         ("bank-b", "update 4", "rejected: noise"),
         ("bank-b", "its updates", "quarantined after 3 rejected: noise"),
-        ("operator", "order release", "applied"),
+        ("operator", "order release bank-b", "applied"),
         ("operator", "order stop", "refused: the run is finished"),
     ]
     assert found[0].at == datetime(2026, 11, 21, 15, 0, 2, 500_000, tzinfo=UTC)
@@ -273,9 +280,11 @@ def test_logs_in_the_folder_are_found_and_the_command_shows_one_institutions_att
     shown = CliRunner().invoke(app, ["audit", "--dir", str(tmp_path), "--institution", "bank-b"])
     assert shown.exit_code == 0
     *lines, read = shown.output.splitlines()
-    assert [line.partition("bank-b  -  ")[2] for line in lines] == [
-        "update 4 -> rejected: noise",
-        "its updates -> quarantined after 3 rejected: noise",
+    assert [line.split("  ", 2)[2].strip() for line in lines] == [
+        "bank-b  -  update 4 -> rejected: noise",
+        "bank-b  -  its updates -> quarantined after 3 rejected: noise",
+        "operator  -  order release bank-b -> applied",
+        "-  -  created the login bank-b -> done",
     ]
     assert "n1@localhost.log (broker)" in read
     assert "upgrade" not in read

@@ -48,6 +48,7 @@ def federation(tmp_path) -> Path:
     for name, text in {**FILES, **ELSEWHERE}.items():
         folder.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
         folder.joinpath(name).write_text(text)
+        folder.joinpath(name).chmod(0o600)
     return folder
 
 
