@@ -25,6 +25,8 @@ WORKER = "10001:10001"  # USER of deploy/Dockerfile
 ONCE = ("prepare", "found")
 REMOVED = "banco-popular"
 PATIENCE_SECONDS = 120
+# Another environment with fedqueue in it, for example one made by the commands of deploy/Dockerfile.
+ENVIRONMENT = Path(os.environ.get("FEDQUEUE_REHEARSED_ENVIRONMENT", PROJECT / ".venv"))
 
 
 class Service:
@@ -50,10 +52,12 @@ class Service:
             self._bind(place, f"/{place.name}", "bind,ro")
         for name in ("/tmp", "/var/log/rabbitmq", "/proc", "/dev"):
             self._at(name).mkdir(parents=True)
+        for place in self.settings["tmpfs"]:
+            mount("-t", "tmpfs", "tmpfs", self._at(place))
         mount("-t", "proc", "proc", self.root / "proc")
         mount("--rbind", "/dev", self.root / "dev")
         if not self.is_broker:
-            for place in {PROJECT, Path(sys.base_prefix)}:
+            for place in (PROJECT, ENVIRONMENT, Path(sys.base_prefix)):
                 self._bind(place, str(place), "bind,ro")
         self._fill_volumes()
         mount("-o", "remount,ro", self.root)
@@ -65,8 +69,6 @@ class Service:
             if not held.exists():
                 held.mkdir(parents=True)
             self._bind(held, target, "bind,ro" if read_only else "bind")
-        for place in self.settings["tmpfs"]:
-            mount("-t", "tmpfs", "tmpfs", self._at(place))
 
     def _at(self, place: str) -> Path:
         return self.root / place.lstrip("/")
@@ -101,7 +103,7 @@ class Service:
         return ["chroot", self.root, *confined, "--bounding-set", allowed, "--inh-caps", "-all", *command]
 
     def _environment(self) -> dict[str, str]:
-        path = "/usr/lib/rabbitmq/bin" if self.is_broker else PROJECT / ".venv" / "bin"
+        path = "/usr/lib/rabbitmq/bin" if self.is_broker else ENVIRONMENT / "bin"
         home = {"HOME": "/var/lib/rabbitmq", "RABBITMQ_LOGS": "-"} if self.is_broker else {"HOME": "/var/lib/fedqueue"}
         own = {name: str(value) for name, value in self.settings.get("environment", {}).items()}
         return {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **home, **own}
