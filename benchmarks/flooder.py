@@ -1,6 +1,6 @@
 """`python -m benchmarks.flooder FACTS`: one institution with a login of its own that harms as much as it can until it is ended.
 
-Its floods go out through pika as it comes, and wait for no confirm. Only good updates do: a number that is missing would spoil the next.
+Floods go out through pika as it comes, without confirms. Good updates wait for theirs: a missing number would spoil the next.
 """
 
 import hashlib

@@ -43,6 +43,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     mechanism: Annotated[Noised, _privacy(help="What noise protects: a record, or an institution as a whole.")] = "dp-sgd",
     updates: Annotated[int | None, _privacy(min=1, help="Updates that an institution gives at most.")] = None,
     horizon_seconds: Annotated[float, _privacy(min=0, help="Each one's updates are spread over so long.")] = 0.0,
+    updates_per_hour: Annotated[int | None, _privacy(min=1, help="Whoever sends more waits; without it, no limit.")] = None,
     simulation: Annotated[
         Path | None, _privacy(metavar="FILE", help="An epsilon.json: institutions read in the plan what noise costs.")
     ] = None,
@@ -100,6 +101,7 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         mechanism=mechanism,
         updates=updates,
         horizon_seconds=horizon_seconds,
+        updates_per_hour=updates_per_hour,
         buffer_size=buffer_size,
         server_learning_rate=server_learning_rate,
         max_wait_seconds=max_wait_seconds,

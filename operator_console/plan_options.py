@@ -55,6 +55,7 @@ class PlanOptions:
     mechanism: Noised = "dp-sgd"
     updates: int | None = None
     horizon_seconds: float = 0.0
+    updates_per_hour: int | None = None
     buffer_size: int | None = None
     server_learning_rate: float | None = None
     max_wait_seconds: float = 5.0
@@ -194,7 +195,12 @@ def plan_for(
             clipping_norm=training.clipping_norm,
         ),
         ending=ending_for(spec, **(options.ending or Ending()).model_dump()),
-        limits=Limits(update_bytes=update_bytes, version_spacing_seconds=spacing_seconds, models_held=held),
+        limits=Limits(
+            update_bytes=update_bytes,
+            version_spacing_seconds=spacing_seconds,
+            models_held=held,
+            updates_per_hour=options.updates_per_hour,
+        ),
         broadcast=options.broadcast_of(spec),
         update_encoding=options.updates_as or spec.transport.updates,
         simulated=options.simulated,

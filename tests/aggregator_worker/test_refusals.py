@@ -1,6 +1,7 @@
 """What a desk charges an institution for, and what becomes of its garbage."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -94,10 +95,11 @@ def test_uploads_that_are_given_up_and_chunks_that_come_twice_are_useless(counte
 
 
 def test_a_letter_that_the_operator_sends_back_is_charged_to_nobody(counted):
-    counted.send(update(counted, 1, run_id="cd" * 8), 1, 1)
-    before = charged(counted)
-    counted.requeue(*counted.dead_letters())
-    assert charged(counted) == before
+    (message,) = as_messages(update(counted), {"w": array(1, 1)})
+    letter = replace(message, headers={**message.headers, "author": "bank-a", "queue": "fl.upd.bank-a"})
+    assert counted.requeue(letter) == [(True, "")]
+    assert counted.settled() == [(1, "aggregated")]
+    assert charged(counted) == (0, 0)
 
 
 def limited(tmp_path, **limits) -> Counter:

@@ -123,6 +123,8 @@ def test_what_an_operator_chooses_of_privacy_and_pace_is_in_the_plan():
     plan = plan_for(spec, options, update_bytes=1 << 20)
     assert (plan.privacy.mechanism, plan.privacy.epsilon, plan.privacy.target_delta) == ("update-gaussian", 2.0, 1e-3)
     assert (plan.local.updates, plan.local.horizon_seconds) == (7, 3600.0)
+    assert plan.limits.updates_per_hour is None
+    assert plan_for(spec, PlanOptions(updates_per_hour=40), update_bytes=1 << 20).limits.updates_per_hour == 40
     assert plan_for(spec, PlanOptions(epsilon=None), update_bytes=1 << 20).privacy.mechanism == "none"
 
 
