@@ -112,10 +112,13 @@ def test_an_institution_in_node_reads_sealed_models_and_gives_sealed_updates(
     kit = a_kit(tmp_path / "kit", rabbitmq_server.logins.settings("bank-b"), keyring=keyring, policy=WITHOUT_NOISE)
     with Leader(server, tmp_path / "aggregator", guard=server.guards["aggregator"]), Worker(server, "bank-a", tmp_path):
         first = run_client(node, kit, "--updates", "2")
+        assert watch.until(lambda: watch.entry("bank-b").watermark == 2)
+        nonce = watch.entry("bank-b").nonce
         second = run_client(node, kit, "--updates", "1")
         assert watch.until(lambda: watch.entry("bank-b").watermark >= 3 and watch.entry("bank-a").watermark)
 
     assert (first.stderr, second.stderr) == ("", "")
+    assert watch.entry("bank-b").nonce > nonce
     told = [line.partition(" in version")[0] for line in (first.stdout + second.stdout).splitlines() if line.startswith("update")]
     assert told == [f"update {number}: aggregated" for number in (1, 2, 3)]
     assert watch.outcomes("bank-b") == [(1, "aggregated"), (2, "aggregated"), (3, "aggregated")]

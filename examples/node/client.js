@@ -19,8 +19,6 @@ const SAME_MODEL_SECONDS = [2, 60];
 const FOREVER = 1e6;
 
 export class Institution {
-  #charge = 0;
-
   constructor(settings, broker, ledger) {
     [this.settings, this.broker, this.ledger, this.lineage] = [settings, broker, ledger, new Lineage()];
   }
@@ -42,6 +40,7 @@ export class Institution {
 
   /** Trains on the newest model and gives one update; what became of it, or undefined where there is nothing more to give. */
   async give(rows) {
+    if (this.entry.quarantined) console.log('in quarantine: nothing is trained until the operator ends it');
     await this.#until(() => this.lineage.head.phase !== 'paused' && !this.entry.quarantined, FOREVER);
     if (this.lineage.head.phase === 'finished' || !(await this.#mayTrain())) return undefined;
     await this.#pauseOnTheSameModel();
