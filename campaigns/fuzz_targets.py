@@ -52,7 +52,7 @@ PLAN = Plan(
     task_hash="0" * 64,
     aggregation=AggregationPlan(buffer_size=2, exact_buffer=True),
     privacy=PrivacyPlan(),
-    limits=Limits(update_bytes=MAX_BYTES, chunk_bytes=1024),
+    limits=Limits(update_bytes=MAX_BYTES, chunk_bytes=1024, letters_per_day=None),
 )
 MODEL = {"bias": np.zeros(3, np.float32), "weight": np.zeros((40, 20), np.float32)}
 STRANGE: Sequence[Any] = (

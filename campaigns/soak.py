@@ -28,7 +28,7 @@ PLAN = Plan(
     aggregation=AggregationPlan(buffer_size=2, max_wait_seconds=1.0, server_momentum=0.5),
     local=LocalPlan(updates=10**9),
     privacy=PrivacyPlan(mechanism="none", epsilon=None),
-    limits=Limits(update_bytes=256 * 1024, chunk_bytes=16 * 1024),
+    limits=Limits(update_bytes=256 * 1024, chunk_bytes=16 * 1024, letters_per_day=None),
     broadcast="bfloat16",
     update_encoding="int8",
 )
