@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from broker_config.authority import Authority, expiry_of
+from broker_config.tls import WARNED_BEFORE
 from operator_console.federation_folder import FederationFolder
 
-NEAR = timedelta(days=30)
 THE_AUTHORITY = "the authority itself"
 
 
@@ -27,7 +27,7 @@ def expiries(folder: FederationFolder) -> dict[str, datetime]:
 
 def warnings_of(ends: Mapping[str, datetime], now: datetime) -> list[str]:
     """A sentence for each certificate that is over or ends within 30 days, the first to end first."""
-    near = sorted((end, who) for who, end in ends.items() if end - now <= NEAR)
+    near = sorted((end, who) for who, end in ends.items() if end - now <= WARNED_BEFORE)
     return [f"the certificate of {who} {_when(end - now)} ({end:%Y-%m-%d}): {_remedy(who)}" for end, who in near]
 
 
@@ -40,4 +40,4 @@ def _when(left: timedelta) -> str:
 def _remedy(who: str) -> str:
     if who == THE_AUTHORITY:
         return "nobody can connect after that; found another federation in time"
-    return "`fedqueue ca --help`" if ":" in who else f"`fedqueue institution renew {who}`"
+    return "`fedqueue ca server`" if ":" in who else f"`fedqueue institution renew {who}`"

@@ -361,6 +361,6 @@ def test_a_wrong_password_and_a_plan_beyond_the_policy_are_refused(broker_folder
     too_much = start("fedqueue-client", "--config", south, "--check", FEDQUEUE_POLICY__MAX_EPSILON="1.5")
     assert wrong_password.code() == 3
     assert "as north" in wrong_password.sentence
-    assert "the broker refused the user or its password" in wrong_password.sentence
+    assert "the broker refused the user, its password" in wrong_password.sentence
     assert too_much.code() == 2
     assert too_much.sentence == "the plan asks for epsilon 2.0, this institution's policy allows 1.5"

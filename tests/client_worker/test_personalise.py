@@ -332,7 +332,7 @@ def test_on_a_real_broker_it_runs_beside_the_worker_and_a_wrong_password_is_refu
     assert [program.returncode for program in programs] == [0, 3], errors
     assert "Best by auc" in said
     assert nothing == ""
-    assert "the broker refused the user or its password" in refusal
+    assert "the broker refused the user, its password" in refusal
     assert len(refusal.splitlines()) == 1
     assert rabbitmq_server.depth(update_queue("bank-a")) == 0
     assert newest(rabbitmq_server.connect("operator"))[0].manifest.version == 1

@@ -153,7 +153,7 @@ def test_from_a_request_to_an_update_a_renewal_a_removal_and_a_return(founded: P
             worker = subprocess.Popen(client(bank), stdout=log, stderr=log, env=os.environ | SLOWLY)
         try:
             assert eventually(lambda: eye.aggregated() >= 2, 60), (tmp_path / "client.log").read_text()[-2000:]
-            renewed_while_it_runs(founded, bank, eye)
+            renewed_while_it_runs(founded, bank, eye, tmp_path / "client.log")
             taken_out_while_it_is_connected(founded, worker, eye)
         finally:
             worker.kill()
@@ -164,15 +164,18 @@ def test_from_a_request_to_an_update_a_renewal_a_removal_and_a_return(founded: P
         returned_with_other_keys(founded, bank, tmp_path / "a new folder", request, training_file)
 
 
-def renewed_while_it_runs(folder: Path, bank: Path, eye: Observer) -> None:
-    """The worker goes on with the other certificate, with every update settled once."""
+def renewed_while_it_runs(folder: Path, bank: Path, eye: Observer, log: Path) -> None:
+    """The worker waits while its files cannot be used, and goes on with the other certificate, every update settled once."""
     before, had = eventually(eye.certificates), eye.aggregated()
     assert fedqueue("kit", "request", "budapest", "--dir", bank).exit_code == 0
     renewed = fedqueue("institution", "renew", "budapest", "--yes", "--request", bank / "budapest.request", "--dir", folder)
     assert renewed.exit_code == 0, renewed.output
-    unpack(folder / "kits/budapest.renewal.tar.gz", bank, "-xzf")
-    assert (bank / "client.toml").read_text().count("num_examples = 240") == 1
+    (bank / "key.pem").chmod(0o644)
     eye.hang_up()
+    assert eventually(lambda: "cannot connect again: the key" in log.read_text(), 40)
+    unpack(folder / "kits/budapest.renewal.tar.gz", bank, "-xzf")
+    (bank / "key.pem").chmod(0o600)
+    assert (bank / "client.toml").read_text().count("num_examples = 240") == 1
     assert eventually(lambda: eye.certificates() - before, 40)
     assert eventually(lambda: eye.aggregated() >= had + 2, 60)
     outcomes = eye.outcomes()
@@ -202,9 +205,9 @@ def returned_with_other_keys(folder: Path, old: Path, new: Path, request: list[s
     assert "budapest is a member, incarnation 2" in again.output, again.output
     unpack(folder / "kits/budapest.tar.gz", new)
     point_at_data(new, training_file)
-    assert checked(new).returncode == 0
-    stale = checked(old)
-    assert (stale.returncode, "our certificate was revoked" in stale.stdout + stale.stderr) == (3, True), stale
+    connect(read_settings(ClientSettings, new / "client.toml").broker, name="test/new").close()
+    with pytest.raises(TopologyError, match="our certificate was revoked"):
+        connect(read_settings(ClientSettings, old / "client.toml").broker, name="test/old")
     assert listed(folder)["budapest"][5] == "2"
 
 
@@ -317,10 +320,10 @@ def test_the_list_and_the_status_tell_when_certificates_end(founded: Path, capsy
     list_institutions(folder=founded, as_json=True)
     told = json.loads(capsys.readouterr().out)
     (zurich,) = told["institutions"]
-    ends = {each.user: each.not_after for each in authority.issued()}
-    assert zurich["valid until"] == f"{ends['zurich-basel']:%Y-%m-%d}"
+    until = {each.user: f"{each.not_after:%Y-%m-%d}" for each in authority.issued()}
+    assert zurich["valid until"] == until["zurich-basel"]
     assert told["warnings"] == [
-        f"the certificate of nearly-over ends in 2 days ({ends['nearly-over']:%Y-%m-%d}): `fedqueue institution renew nearly-over`"
+        f"the certificate of nearly-over ends in 2 days ({until['nearly-over']}): `fedqueue institution renew nearly-over`"
     ]
     status(folder=founded, as_json=True)
     object_ = json.loads(capsys.readouterr().out)
