@@ -200,3 +200,17 @@ def test_the_client_talks_to_no_broker_that_another_authority_vouches_for(
     assert re.search(
         "stopped: no connection to amqps://.* as bank-b: .*(self-signed|unable to (get|verify)|signature)", result.stderr
     )
+
+
+def test_a_client_that_is_cut_off_ends_with_one_sentence(node: str, rabbitmq_server: RabbitmqServer, tmp_path: Path) -> None:
+    keyring = Keyring()
+    founded(GuardedServer(rabbitmq_server, keyring), keyring, a_plan())
+    kit = a_kit(tmp_path / "kit", rabbitmq_server.logins.settings("bank-b"), keyring=keyring)
+    command = [node, FOLDER / "client.js", "--config", kit / "client.toml", "--data", kit / "rows.csv"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as client:
+        rabbitmq_server.drop("bank-b")
+        _, told = client.communicate(timeout=60)
+
+    assert client.returncode == 1
+    assert told.startswith("stopped: ")
+    assert told.count("\n") == 1

@@ -48,9 +48,10 @@ class Broker {
   constructor(connection, out, user, guard) {
     [this.#connection, this.#out, this.#user, this.#guard] = [connection, out, user, guard];
     this.lost = new Promise((_, reject) => {
-      connection.on('error', reject);
-      connection.on('close', () => reject(new StopError('the connection was closed; start again, and the ledger goes on')));
-      out.on('error', reject);
+      const stop = (what) => (error) => reject(new StopError(`${what}${error ? `: ${error.message}` : ''}; started again, it goes on from its ledger`));
+      connection.on('error', stop('the connection was lost'));
+      connection.on('close', stop('the connection was closed'));
+      out.on('error', stop('the broker refuses what is published'));
     });
     this.lost.catch(() => {}); // whoever waits for something races against it
     out.on('return', (message) => { this.#returned = message.fields.replyText; });

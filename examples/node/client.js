@@ -230,7 +230,8 @@ async function main() {
 
 if (import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) {
   main().catch((error) => {
-    console.error(error instanceof StopError ? `stopped: ${error.message}` : error);
+    const forPeople = error instanceof StopError || error.code?.startsWith('ERR_PARSE_ARGS');
+    console.error(forPeople ? `stopped: ${error.message}` : error);
     process.exit(1);
   });
 }

@@ -38,6 +38,7 @@ export class Assembly {
   #hash;
   #size;
   #pieces = [];
+  #held = 0;
 
   constructor({ hash, size }) {
     this.#hash = hash;
@@ -52,8 +53,9 @@ export class Assembly {
   /** The whole content once it is there and its hash is right, else undefined. */
   add(piece) {
     this.#pieces.push(piece);
+    this.#held += piece.length;
+    if (this.#held < this.#size) return undefined;
     const whole = Buffer.concat(this.#pieces);
-    if (whole.length < this.#size) return undefined;
     if (sha256(whole).toString('hex') !== this.#hash) throw new Error(`a model's bytes have another hash than ${this.#hash}`);
     return whole;
   }
