@@ -24,10 +24,11 @@ from broker_config.topology import (
     topology,
     update_queue,
 )
-from shared.errors import SettingsError, TopologyError
+from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
 
 # A queue's statistics reach the management API up to two of its 5 s intervals late.
 _STATISTICS_SECONDS = 12.0
+_RECOVERY_SECONDS = 60.0
 _SALT_BYTES = 4
 
 
@@ -88,6 +89,19 @@ def revoke_login(logins: Logins, institution: str) -> None:
     with administration(logins) as management:
         management.delete_user(institution)
         management.close_connections(institution)
+
+
+def await_queues(logins: Logins) -> None:
+    """Waits until a node that has started again has found all its queues: it answers before, and knows streams late.
+
+    Raises BrokerUnavailableError with the names of those that stay down.
+    """
+    deadline = time.monotonic() + _RECOVERY_SECONDS
+    with administration(logins) as management:
+        while down := [str(each["name"]) for each in management.queues() if each.get("state") == "down"]:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailableError(f"the broker has started, and {', '.join(down)} stayed down: look into its log")
+            time.sleep(0.1)
 
 
 def remove_institution(logins: Logins, institution: str) -> None:

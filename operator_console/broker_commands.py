@@ -14,10 +14,10 @@ from broker_config import logins as login_file
 from broker_config.definitions import OPERATOR
 from broker_config.logins import Logins
 from broker_config.node import PrivateNode, start_node
+from broker_config.provision import await_queues, provision
 from broker_config.provision import check as find_drifts
 from broker_config.provision import export as export_definitions
-from broker_config.provision import provision
-from broker_config.server_tls import LOOPBACK
+from broker_config.server_tls import LOOPBACK, ServerTls
 from broker_config.service import ending_on_sigterm
 from operator_console.broker_tls import certify, has_authority, private_server
 from shared.errors import SettingsError
@@ -80,16 +80,22 @@ def up(
     server = private_server(folder, host or [], bind=bind, port=port) if tls or has_authority(folder) else None
     if server is None and (host or port or bind != LOOPBACK):
         raise SettingsError("--host, --bind and --port go with --tls: without it a private broker is for this computer only")
+    with ending_on_sigterm():
+        _run(folder, server, institution or [])
+
+
+def _run(folder: Path, server: ServerTls | None, institutions: list[str]) -> None:
     cluster = start_node(folder / "broker", tls=server)
     try:
         node = cluster.nodes[0]
-        logins = _logins_on(node, folder, institution or [])
+        logins = _logins_on(node, folder, institutions)
         if logins.over_tls:
             certify(folder, (OPERATOR, logins.administrator))
+        if (folder / login_file.FILE).exists():
+            await_queues(logins)
         provision(logins, logins.institutions, free_bytes=node.free_bytes)
         _show(logins, login_file.save(logins, folder))
-        with ending_on_sigterm():
-            signal.pause()
+        signal.pause()
     except KeyboardInterrupt:
         Console().print("stopping the broker")
     finally:
