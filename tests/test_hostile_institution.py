@@ -5,41 +5,24 @@ The page docs/security.md shows that table; FEDQUEUE_WRITE_DOCS=1 writes it anew
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from broker_config.provision import provision
-from shared.plan import Plan
-from tests.conftest import INSTITUTIONS, LIMITS, RabbitmqServer
 from tests.hostile import attempts, page
 from tests.hostile.attempt import Attempt, on
 from tests.hostile.institution import HostileInstitution
-from tests.hostile.world import HONEST, LIMITED, PLAN, World
+from tests.hostile.world import HONEST, LIMITED, World, under_attack
 from tests.running import deltas_of, require_each_once, require_replay
 from tests.tls import TlsNode
 
-MIB = 1 << 20
 LEAST_ATTEMPTS = 60
-
-
-@contextmanager
-def under_attack(node: TlsNode, folder: Path, plan: Plan) -> Iterator[World]:
-    """A federation in a virtual host of its own."""
-    server = RabbitmqServer(node.node, node.logins(folder.name), node.certificate)
-    provision(server.logins, INSTITUTIONS, replace(LIMITS, journal_stream_bytes=16 * MIB), free_bytes=node.node.free_bytes)
-    world = World(server, node, folder, plan)
-    yield world
-    world.close()
-    server.close()
 
 
 @pytest.fixture(scope="module")
 def world(tls_node: TlsNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One that listens to everybody for as long as they like."""
-    with under_attack(tls_node, tmp_path_factory.mktemp("hostile"), PLAN) as founded:
+    with under_attack(tls_node, tmp_path_factory.mktemp("hostile")) as founded:
+        founded.warm_up()
         yield founded
 
 
@@ -47,6 +30,7 @@ def world(tls_node: TlsNode, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def limited(tls_node: TlsNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One with the limits of a usual plan, and nothing spent of them."""
     with under_attack(tls_node, tmp_path_factory.mktemp("flooded"), LIMITED) as founded:
+        founded.warm_up()
         yield founded
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import pika
 
 from broker_config.connection import address
 from broker_config.keyring import save_identity, save_trust
-from broker_config.provision import administration
+from broker_config.provision import administration, provision
 from broker_config.topology import DEAD_LETTERS, update_queue
 from broker_config.written import write_private
 from operator_console.worker_processes import WorkerProcess, entry_point
@@ -24,7 +24,7 @@ from shared.errors import PublishRefusedError
 from shared.messages import Entry
 from shared.plan import Defence, Plan, PrivacyPlan
 from tests.builders import NAMES, SECRET, a_hello, a_plan, a_statement, array, as_messages, name_of, small_limits
-from tests.conftest import RabbitmqServer, eventually
+from tests.conftest import INSTITUTIONS, LIMITS, RabbitmqServer, eventually
 from tests.guarding import GuardedServer, Keyring
 from tests.hostile.certificates import Holder
 from tests.running import EXAMPLES, Hand, Watch, begin
@@ -35,6 +35,7 @@ HONEST = ("bank-a", "bank-b")
 VICTIM = HONEST[0]
 DELTA = {"w": array(1, 2, 3)}
 PATIENCE_SECONDS = 10.0
+MIB = 1 << 20
 PLAN = a_plan(
     {"rule": "credit", "largest_share": 0.5, "server_learning_rate": 1.0},
     privacy=PrivacyPlan(mechanism="dp-sgd", epsilon=3.0),
@@ -76,11 +77,20 @@ class LogFile:
 class World:
     """One federation; `sent` of the honest ones is kept, so that the model can be made again from it alone."""
 
-    def __init__(self, server: RabbitmqServer, node: TlsNode, folder: Path, plan: Plan = PLAN) -> None:
+    def __init__(
+        self,
+        server: RabbitmqServer,
+        node: TlsNode,
+        folder: Path,
+        plan: Plan = PLAN,
+        *,
+        keyring: Keyring | None = None,
+        table: Mapping[str, Entry] | None = None,
+    ) -> None:
         self.server, self.plan, self.folder, self.node = server, plan, folder, node
-        self.keyring = Keyring(sealed=True)
+        self.keyring = keyring or Keyring(sealed=True)
         self.guarded = GuardedServer(server, self.keyring)
-        begin(self.guarded, plan, table=self.keyring.table())
+        begin(self.guarded, plan, table=table or self.keyring.table())
         self.watch = Watch(self.guarded.connect("operator"))
         self.start = self.watch.head
         self.hands = {name: Hand(self.guarded, name) for name in NAMES}
@@ -93,6 +103,9 @@ class World:
         with administration(server.logins) as management:
             self.version = management.version()
         assert self.watch.until(lambda: self.watch.head.epoch > 1)
+
+    def warm_up(self) -> None:
+        """All three say hello and give two honest updates."""
         self.barrier()
         for _ in range(2):
             self.require_updates_to_count(NAMES)
@@ -280,3 +293,16 @@ class World:
     def model_hash(self) -> str:
         """Of the newest version."""
         return self.watch.head.manifest.model.hash
+
+
+@contextmanager
+def under_attack(node: TlsNode, folder: Path, plan: Plan = PLAN, **beginning: Any) -> Iterator[World]:
+    """A federation in a virtual host of its own, named after the folder."""
+    server = RabbitmqServer(node.node, node.logins(folder.name), node.certificate)
+    provision(server.logins, INSTITUTIONS, replace(LIMITS, journal_stream_bytes=16 * MIB), free_bytes=node.node.free_bytes)
+    world = World(server, node, folder, plan, **beginning)
+    try:
+        yield world
+    finally:
+        world.close()
+        server.close()
