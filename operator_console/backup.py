@@ -204,8 +204,8 @@ def _extract(opened: IO[bytes], staging: Path, name: str) -> Kept:
     if place.is_absolute() or ".." in place.parts or place.as_posix() != name or "\\" in name or not name.isprintable():
         raise ValueError(f"{name!r} is outside of the folder")
     file, source, size = staging / place, _Hashed(opened), 0
-    for folder in reversed([file.parent, *file.parent.relative_to(staging).parents]):
-        (staging / folder).mkdir(mode=0o700, exist_ok=True)
+    for parent in reversed(place.parents):
+        (staging / parent).mkdir(mode=0o700, exist_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         for part in _parts(source):
             size += out.write(part)

@@ -1,4 +1,4 @@
-"""The operator's side is lost and brought back: on a real broker, with a real aggregator, and banks that keep their ledgers."""
+"""The operator's side is lost, and brought back by the commands of docs/operations.md: real broker, aggregator and ledgers."""
 
 import os
 import shutil
@@ -11,20 +11,18 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from aggregator_worker.genesis import found
 from broker_config.connection import ConnectionSettings, connect
 from broker_config.provision import administration
-from operator_console.cli import app
 from operator_console.credentials import found_credentials
 from operator_console.federation_folder import Facts, FederationFolder, named
-from shared.errors import TopologyError
 from shared.messages import Entry, ManifestRecord, pseudonym
 from tests.builders import RUN, a_plan
 from tests.conftest import LIMITS, RabbitmqServer
 from tests.running import EXAMPLES, PATIENCE_SECONDS, ZERO, Watch, Worker, local_data, require_each_once
 
+PAGE = Path(__file__).parent.parent / "docs/operations.md"
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 BANKS = ("bank-a", "bank-b")
 
@@ -103,21 +101,42 @@ class Federation:
                 management.delete_user(user)
 
 
-def fedqueue(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None:
-        raise result.exception
-    return result.output
+def commands(heading: str) -> list[str]:
+    """What docs/operations.md says to type below a heading."""
+    _, _, below = PAGE.read_text().partition(f"# {heading}\n")
+    block = below.partition("```console\n")[2].partition("```")[0]
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def type_in(folder: Path, *lines: str) -> str:
+    """What the commands say in a shell; each must succeed."""
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = ""
+    for line in lines:
+        done = subprocess.run(
+            line, shell=True, cwd=folder, env={**os.environ, **path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        said += done.stdout
+    return said
+
+
+def come_back(federation: Federation, heading: str) -> str:
+    """Types what the page says, but for the last line, which starts the aggregator; a test does that itself."""
+    *lines, aggregator = commands(heading)
+    assert aggregator == "fedqueue-aggregator --config federation/aggregator.toml"
+    return type_in(federation.tmp_path, *lines)
 
 
 @pytest.fixture
 def federation(rabbitmq_server, tmp_path) -> Iterator[Federation]:
     made = Federation(rabbitmq_server, tmp_path)
+    (tmp_path / "backups").mkdir()
     yield made
     made.give(10_000)
 
 
-@pytest.mark.parametrize("checkpoint", ["older than the lineage", "none"])
+@pytest.mark.parametrize("checkpoint", ["older than the lineage", pytest.param("none", marks=pytest.mark.long)])
 def test_the_operators_folder_is_lost_and_the_run_goes_on_from_the_broker(federation, tmp_path, checkpoint):
     with ExitStack() as stack:
         watch = federation.watch(stack)
@@ -126,12 +145,12 @@ def test_the_operators_folder_is_lost_and_the_run_goes_on_from_the_broker(federa
         with federation.aggregator():
             federation.give(2)
             assert federation.settled(watch, 2)
-            said = fedqueue("backup", tmp_path / "kept.tar.gz", "--dir", federation.folder.path)
+            said = type_in(tmp_path, *commands("A backup"))
             assert "aggregator/checkpoint.safetensors" in said
             federation.give(20)
             assert federation.settled(watch, 22)
         shutil.rmtree(federation.folder.path)
-        fedqueue("restore", tmp_path / "kept.tar.gz", "--dir", federation.folder.path)
+        come_back(federation, "The operator's folder is lost")
         if checkpoint == "none":
             (federation.folder.aggregator / "checkpoint.safetensors").unlink()
         with federation.aggregator():
@@ -141,16 +160,14 @@ def test_the_operators_folder_is_lost_and_the_run_goes_on_from_the_broker(federa
         federation.give(10_000)
 
 
-@pytest.mark.parametrize("kept", ["the newest checkpoint", "a backup's checkpoint"])
+@pytest.mark.parametrize("kept", [pytest.param("the newest checkpoint", marks=pytest.mark.long), "a backup's checkpoint"])
 def test_the_broker_is_lost_too_and_the_lineage_goes_on_from_the_checkpoint(federation, tmp_path, kept):
     """An update that was on its way, and those that only the lost broker knew as settled, are sent again and count once."""
     behind = 3 if kept == "a backup's checkpoint" else 0
-    before = run_until_all_is_lost(federation, tmp_path / "kept.tar.gz", behind)
+    before = run_until_all_is_lost(federation, behind)
     if behind:
         shutil.rmtree(federation.folder.path)
-        fedqueue("restore", tmp_path / "kept.tar.gz", "--dir", federation.folder.path)
-    fedqueue("broker", "apply", "--dir", federation.folder.path)
-    said = fedqueue("republish", "--dir", federation.folder.path)
+    said = come_back(federation, "Both are lost" if behind else "The broker is lost")
     with ExitStack() as stack:
         watch = federation.watch(stack)
         first = watch.head
@@ -163,13 +180,12 @@ def test_the_broker_is_lost_too_and_the_lineage_goes_on_from_the_checkpoint(fede
         assert federation.settled(watch, 23 + behind)
         require_each_once_since(watch, first)
         federation.give(10_000)
-    verified = fedqueue("lineage", "verify", "--dir", federation.folder.path)
-    assert "every link holds" in verified
-    with pytest.raises(TopologyError, match="holds a run"):
-        fedqueue("republish", "--dir", federation.folder.path)
+    assert "every link holds" in type_in(tmp_path, "fedqueue lineage verify --dir federation")
+    with pytest.raises(AssertionError, match="holds a run"):
+        type_in(tmp_path, "fedqueue republish --dir federation")
 
 
-def run_until_all_is_lost(federation: Federation, archive: Path, behind: int) -> ManifestRecord:
+def run_until_all_is_lost(federation: Federation, behind: int) -> ManifestRecord:
     """Twenty updates of each bank, a backup, some more; then the aggregator is killed, and the broker lost. The last head."""
     with ExitStack() as stack:
         watch = federation.watch(stack)
@@ -178,7 +194,7 @@ def run_until_all_is_lost(federation: Federation, archive: Path, behind: int) ->
         with federation.aggregator():
             federation.give(20)
             assert federation.settled(watch, 20)
-            fedqueue("backup", archive, "--dir", federation.folder.path)
+            type_in(federation.tmp_path, *commands("A backup"))
             federation.give(behind)
             assert federation.settled(watch, 20 + behind)
         federation.give(10_000)  # each has one more update, which nobody takes

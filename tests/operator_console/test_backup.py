@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from operator_console import backup_encryption
 from operator_console.backup_encryption import BLOCK_BYTES, MAGIC, SealedReader, SealedWriter
 from operator_console.cli import app
 from shared.errors import FederationError, SettingsError
@@ -203,6 +204,12 @@ def test_a_passphrase_that_others_can_read_or_that_is_empty_is_refused(federatio
         run("backup", tmp_path / "kept", "--dir", federation, "--passphrase-file", passphrase)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """A guess of a passphrase that costs next to nothing: what is tried here are the blocks."""
+    monkeypatch.setattr(backup_encryption, "_SCRYPT_N", 2**4)
+
+
 def sealed_bytes(text: bytes) -> bytes:
     out = io.BytesIO()
     writer = SealedWriter(out, b"words")
@@ -218,6 +225,7 @@ def opened_bytes(sealed: bytes) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES])
 def test_sealed_text_of_any_length_comes_back(size):
     text = os.urandom(size)
@@ -241,6 +249,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("how", BROKEN)
 def test_sealed_blocks_cannot_be_moved_left_out_added_or_altered(how):
     sealed = sealed_bytes(os.urandom(2 * BLOCK_BYTES + 1000))
