@@ -20,6 +20,8 @@ from broker_config.server_tls import LOOPBACK, ServerTls
 from broker_config.tls import WARNED_BEFORE
 
 SERVER_FOLDER = "server"
+CONFIGURATION = "rabbitmq.conf"
+"""What a broker that was there already is to be configured with."""
 _THIS_COMPUTER = ("localhost", LOOPBACK)
 
 

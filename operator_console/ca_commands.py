@@ -15,7 +15,7 @@ from broker_config.server_tls import PLUGIN, listener_lines, options_term
 from broker_config.tls import WARNED_BEFORE
 from broker_config.written import write_public
 from operator_console.broker_commands import DEFAULT_FOLDER, Folder
-from operator_console.broker_tls import SERVER_FOLDER, certify
+from operator_console.broker_tls import CONFIGURATION, SERVER_FOLDER, certify
 
 ca_app = typer.Typer(help="The federation's certificates, for a broker with TLS.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def server(
     out = folder / AUTHORITY_FOLDER / SERVER_FOLDER
     write_issued(out, authority.issue_server(host), authority.certificate)
     options = options_term(installed, installed / authority.revocations.name)
-    write_public(out / "rabbitmq.conf", listener_lines(address=bind, port=port).encode())
+    write_public(out / CONFIGURATION, listener_lines(address=bind, port=port).encode())
     write_public(out / "advanced.config", f"[{{rabbit, [\n    {options}\n]}}].\n".encode())
     Console().print(
         f"Written to {out}. On the broker's computer:\n"

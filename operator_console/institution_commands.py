@@ -13,13 +13,14 @@ from rich.table import Column, Table
 
 from aggregator_worker.defence import STRIKE
 from broker_config import logins as login_file
-from broker_config.authority import KEY_FILE
+from broker_config.authority import KEY_FILE, REVOCATIONS_FOLDER
 from broker_config.connection import consumers
 from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.keyring import load_trust
 from broker_config.logins import Logins
 from broker_config.provision import provision, remove_institution, revoke_login
 from broker_config.topology import checked_institution, update_queue
+from operator_console.broker_tls import CONFIGURATION, SERVER_FOLDER
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.credentials import certify, enrol, withdraw
 from operator_console.expiry import expiries, warnings_of
@@ -108,6 +109,10 @@ def remove(institution: Id, folder: Folder = DEFAULT_FOLDER) -> None:
         _dismiss(federation, desk, institution)
     _take_apart(federation, institution)
     typer.echo(f"{institution} is removed; `fedqueue institution add {institution}` admits it again, as a new incarnation")
+    if (federation.authority / SERVER_FOLDER / CONFIGURATION).exists():
+        typer.echo(
+            f"Copy {federation.authority / REVOCATIONS_FOLDER} to the broker's computer: it refuses the certificate then too"
+        )
 
 
 def _short(reason: str) -> str:

@@ -9,7 +9,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from broker_config.keyring import load_identity
@@ -32,6 +34,7 @@ def test_equal_contents_are_packed_into_equal_bytes_whatever_their_order() -> No
 
 
 def test_an_archive_names_no_owner_no_time_of_packing_and_nothing_outside_its_folder() -> None:
+    assert packed(CONTENTS)[4:8] == bytes(4)  # when it was compressed, RFC 1952
     with tarfile.open(fileobj=io.BytesIO(packed(CONTENTS))) as archive:
         members = archive.getmembers()
     assert [each.name for each in members] == ["keys", "client.toml", "key.pem", "keys/signing.pem", "keys/trust.json"]
@@ -147,6 +150,16 @@ def test_a_request_is_for_the_one_that_both_of_its_parts_name(tmp_path: Path) ->
     for name in ("bank-a", "bank-b"):
         with pytest.raises(SettingsError, match="the request was made for"):
             KitRequest.load(file).demand(name)
+
+
+def test_a_request_for_a_tls_key_that_its_author_does_not_hold_is_refused(tmp_path: Path) -> None:
+    request, file = make_request(tmp_path / "bank", "bank-a"), tmp_path / "request"
+    signed = bytearray(x509.load_pem_x509_csr(request.certificate_request.encode()).public_bytes(Encoding.DER))
+    signed[-1] ^= 1
+    forged = x509.load_der_x509_csr(bytes(signed)).public_bytes(Encoding.PEM).decode()
+    file.write_text(signed_again(tmp_path / "bank", request.model_copy(update={"certificate_request": forged})))
+    with pytest.raises(SettingsError, match="was altered, or was made without its private keys"):
+        KitRequest.load(file)
 
 
 def test_a_sealing_key_that_would_fail_whoever_seals_for_all_is_refused(tmp_path: Path) -> None:
