@@ -37,9 +37,9 @@ _IN_A_HANDSHAKE: tuple[tuple[str, type[FederationError], str], ...] = (
         "or have the operator issue it for this one (`fedqueue ca server --host NAME`)",
     ),
     (
-        r"verify failed: certificate has expired",
+        r"verify failed: certificate (has expired|is not yet valid)",
         BrokerUnavailableError,
-        "the broker's certificate has expired: its operator must renew it (`fedqueue ca server`)",
+        "the broker's certificate has expired, or this clock is wrong: the operator must renew it (`fedqueue ca server`)",
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED",
@@ -52,7 +52,11 @@ _IN_A_HANDSHAKE: tuple[tuple[str, type[FederationError], str], ...] = (
         TopologyError,
         "the broker does not know the authority of our certificate: take certificate and key from this federation's kit",
     ),
-    (r"(?i)alert.certificate.expired", TopologyError, "our certificate has expired: ask the operator for a renewed one"),
+    (
+        r"(?i)alert.certificate.expired",
+        TopologyError,
+        "our certificate has expired, or a clock is wrong: ask the operator for a renewed one",
+    ),
     (r"(?i)alert.certificate.revoked", TopologyError, "our certificate was revoked: ask the operator for another one"),
     (r"(?i)certificate.required", TopologyError, "the broker demands a certificate, and none was shown"),
     (

@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from broker_config.authority import expiry_of, user_of
+from broker_config.secret_files import demand_private
 from shared.errors import SettingsError
 
 WARNED_BEFORE = timedelta(days=30)
@@ -36,7 +36,8 @@ class TlsFiles:
         """
         for file in (self.authority, self.certificate, self.key):
             _demand_readable(file)
-        _demand_private(self.key)
+        demand_private(self.key, "the key")
+        _demand_open(self.key)
         own = _named(self.certificate)
         if own != user:
             raise SettingsError(
@@ -83,11 +84,7 @@ def _demand_readable(file: Path) -> None:
         raise SettingsError(f"{file} cannot be read ({error.strerror}): take it from the kit, or correct the settings") from error
 
 
-def _demand_private(key: Path) -> None:
-    if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise SettingsError(
-            f"the key {key} can be read by other users: chmod 600 {key}, and ask for a new one if one of them did"
-        )
+def _demand_open(key: Path) -> None:
     if b"ENCRYPTED" in key.read_bytes():
         raise SettingsError(f"the key {key} has a password, and nobody is there to type it: store it without one, mode 600")
 

@@ -176,7 +176,7 @@ def to_a_port_without_tls(node: TlsNode, _folder: Path) -> Visitor:
 REFUSED = {
     "foreign certificate": (with_foreign_certificate, TopologyError, "does not know the authority of our certificate"),
     "wrong authority": (with_wrong_authority, TopologyError, r"this broker is not of our federation.*take the kit's ca\.pem"),
-    "expired": (with_expired_certificate, TopologyError, "our certificate has expired: ask the operator"),
+    "expired": (with_expired_certificate, TopologyError, "our certificate has expired, .*ask the operator"),
     "a broker's certificate": (with_the_certificate_of_a_broker, TopologyError, "refused our certificate"),
     "stranger": (unknown_to_the_broker, TopologyError, "refused the user, its password or its certificate"),
     "another host name": (by_another_name, TopologyError, "other host names.*fedqueue ca server --host NAME"),
