@@ -128,11 +128,16 @@ def logins_from_environment(environ: Mapping[str, str], *, vhost: str | None = N
     url, management = environ.get("AMQP_URL", ""), environ.get("MANAGEMENT_URL", "")
     if not url and not management:
         return None
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise SettingsError("AMQP_URL is no url: it must be amqps://user:password@host:port/vhost (or amqp://)") from None
     if parts.scheme not in ("amqp", "amqps") or not (parts.hostname and parts.username and parts.password):
         raise SettingsError("AMQP_URL must be amqps://user:password@host:port/vhost (or amqp://) of an administrator")
     if not management.startswith(("http://", "https://")):
-        raise SettingsError("MANAGEMENT_URL must be http://host:port of the management API of the broker in AMQP_URL")
+        raise SettingsError(
+            "MANAGEMENT_URL must be https://host:port (or http://) of the management API of the broker in AMQP_URL"
+        )
     chosen = vhost or unquote(parts.path.removeprefix("/")) or VHOST
     user = unquote(parts.username)
     bare = Logins(

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-from broker_config.connection import waiting_messages
+from broker_config.connection import is_loopback, waiting_messages
 from broker_config.definitions import ADMIN, Document, Permission, definitions, password_hash, users
 from broker_config.drift import EXTRA, Drift, drifts
-from broker_config.logins import FILE, Logins
+from broker_config.logins import FILE, IN_THE_CLEAR, Logins
 from broker_config.management import Management
 from broker_config.room import allowed_bytes, demand_room
 from broker_config.topology import (
@@ -34,11 +35,25 @@ _SALT_BYTES = 4
 
 @contextmanager
 def administration(logins: Logins, user: str | None = None) -> Iterator[Management]:
-    """The management API as the administrator of `logins`, or as another user that may look at it."""
+    """The management API as the administrator of `logins`, or as another user that may look at it.
+
+    Raises SettingsError where the password would cross a network unencrypted.
+    """
+    _demand_safe(logins)
     name = user or logins.administrator
     login = {"user": name, "password": logins.users[name], "vhost": logins.vhost}
     with Management(logins.management, ca_file=logins.ca_file, **login) as management:
         yield management
+
+
+def _demand_safe(logins: Logins) -> None:
+    url = urlsplit(logins.management)
+    open_to_all = logins.everybody_on_the_network_may_read_and_change_what_i_send
+    if url.scheme != "https" and not open_to_all and not is_loopback(url.hostname or ""):
+        raise SettingsError(
+            f"{logins.management} would take the administrator's password across a network unencrypted: write https://, or reach "
+            f"it through a tunnel to this computer, or set {IN_THE_CLEAR}=true where everybody may read it"
+        )
 
 
 def provision(

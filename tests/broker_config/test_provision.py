@@ -21,7 +21,7 @@ from broker_config.provision import (
 from broker_config.room import allowed_bytes, demand_room, needed_bytes
 from broker_config.topology import LEAD, LINEAGE, Limits, topology
 from shared.broker import Message
-from shared.errors import BrokerUnavailableError, TopologyError
+from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
 
 MIB = 1 << 20
 
@@ -83,6 +83,15 @@ def test_a_broker_that_is_not_there_is_said_with_its_address():
     nowhere = Management("http://127.0.0.1:1", user="admin", password="x", vhost="/")
     with nowhere, pytest.raises(BrokerUnavailableError, match=r"http://127\.0\.0\.1:1"):
         nowhere.version()
+
+
+def test_an_administrator_s_password_crosses_no_network_unencrypted():
+    remote = create(node="127.0.0.1:5672", management="http://broker.example:15672", admin_password="x")
+    with pytest.raises(SettingsError, match="unencrypted: write https://"), administration(remote):
+        pass
+    for management in ("https://broker.example:15671", "http://127.0.0.1:15672"):
+        with administration(remote.model_copy(update={"management": management})) as api:
+            assert api.user == "admin"
 
 
 @pytest.mark.rabbitmq
