@@ -188,15 +188,16 @@ def _parameters(url: str, settings: ConnectionSettings, name: str, context: ssl.
 
 def address(url: str) -> tuple[str, int, str]:
     """Host, port and virtual host of an AMQP url without credentials."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or _PORTS.get(parts.scheme, 0)
     except ValueError:
         raise SettingsError(f"broker url: {_FORM} is needed, and the port is not a number up to 65535") from None
     if parts.username is not None or parts.password is not None:
         raise SettingsError(f"broker url: {_FORM} without user and password, which have settings of their own")
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise SettingsError(f"broker url {url!r}: {_FORM} is needed")
+        shown = "" if "@" in url else f" {url!r}"  # what stands before an @ may be a password
+        raise SettingsError(f"broker url{shown}: {_FORM} is needed")
     return parts.hostname, port, unquote(parts.path.removeprefix("/")) or "/"
 
 

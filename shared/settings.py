@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 from shared.errors import SettingsError
 
@@ -48,6 +49,8 @@ def load(settings_type: type[Settings], text: str, *, path: PurePath) -> Setting
         raise SettingsError(f"{path}: not TOML: {error}") from error
     try:
         return settings_type(**_resolve(values, path.parent))
+    except UnreadableVariable as error:
+        raise SettingsError(f"the environment, {PREFIX}...: {error}; a variable for a whole table must be JSON") from None
     except ValidationError as error:
         raise SettingsError("\n".join(f"{path}: {line}" for line in explain(error))) from None
 

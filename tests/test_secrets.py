@@ -158,6 +158,8 @@ def test_a_private_node_and_its_helpers_show_no_password_to_who_looks_at_process
 WRONG = {
     "password twice": 'password = "{word}"\npassword_file = "word"\n',
     "a password in the url": 'password = "{word}"\n',
+    "a password in a url that is none": 'password = "{word}"\n',
+    "a variable that is no JSON": 'password = "{word}"\n',
     "an unknown key": 'password = "{word}"\npasswort = "{word}"\n',
     "a list for a password": 'password = ["{word}"]\n',
     "a table for a password": 'password = {{ is = "{word}" }}\n',
@@ -170,11 +172,16 @@ WRONG = {
 def test_wrong_settings_are_named_without_their_values(tmp_path, how):
     word = marked()
     (tmp_path / "word").write_text(word)
-    url = f"amqp://someone:{word}@127.0.0.1/f" if "url" in how else "amqp://127.0.0.1:1/f"
+    urls = {
+        "a password in the url": f"amqp://someone:{word}@127.0.0.1/f",
+        "a password in a url that is none": f"amqp:/a:{word}@[::",
+    }
+    url = urls.get(how, "amqp://127.0.0.1:1/f")
+    variables = {"FEDQUEUE_BROKER": f"{{{word}"} if "variable" in how else {}
     text = 'state_folder = "."\nrun_secret_file = "s"\nmembers_file = "m"\n[broker]\nuser = "north"\n'
     text += f'url = "{url}"\n' + WRONG[how].format(word=word)
     (tmp_path / "aggregator.toml").write_text(text)
-    done = program("fedqueue-aggregator", "--config", tmp_path / "aggregator.toml", FEDQUEUE_LOG_LEVEL="debug")
+    done = program("fedqueue-aggregator", "--config", tmp_path / "aggregator.toml", FEDQUEUE_LOG_LEVEL="debug", **variables)
     assert done.returncode == 2, done.stderr
     assert word not in done.stdout + done.stderr
 
@@ -203,9 +210,10 @@ def test_settings_and_logins_show_stars():
     for each in shown:
         assert word not in f"{each!r} {each!s} {[each]}"
     assert "**********" in repr(shown[0])
-    with pytest.raises(SettingsError) as refused:
-        logins_from_environment({"AMQP_URL": f"http://admin:{word}@127.0.0.1", "MANAGEMENT_URL": "x"})
-    assert word not in str(refused.value)
+    for url in (f"http://admin:{word}@127.0.0.1", f"amqp://admin:{word}@[::1/f", f"amqp:/admin:{word}@127.0.0.1"):
+        with pytest.raises(SettingsError) as refused:
+            logins_from_environment({"AMQP_URL": url, "MANAGEMENT_URL": "http://127.0.0.1"})
+        assert word not in str(refused.value)
 
 
 def test_a_child_that_tries_a_suspect_update_or_works_for_the_demo_has_no_login_in_its_environment(monkeypatch, tmp_path):
