@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from broker_config.secret_files import demand_private
 from broker_config.written import write_private, write_public
 from shared.errors import SettingsError
 
@@ -89,16 +90,17 @@ class Authority:
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA256())
         )
-        write_private(folder / AUTHORITY_KEY_FILE, _key_pem(key))
-        write_public(folder / CA_FILE, _pem(certificate))
         made = cls(folder, certificate, key)
+        write_public(folder / CA_FILE, _pem(certificate))
         made._write_records([])
+        write_private(folder / AUTHORITY_KEY_FILE, _key_pem(key))  # last: with it the authority is there
         return made
 
     @classmethod
     def open(cls, folder: Path) -> "Authority":
-        """The authority that `create` left; raises SettingsError where there is none."""
+        """The authority that `create` left; raises SettingsError where there is none, or where others can read its key."""
         try:
+            demand_private(folder / AUTHORITY_KEY_FILE, "the authority's key")
             certificate = x509.load_pem_x509_certificate((folder / CA_FILE).read_bytes())
             key = serialization.load_pem_private_key((folder / AUTHORITY_KEY_FILE).read_bytes(), password=None)
         except OSError as error:

@@ -143,6 +143,17 @@ def test_a_key_of_another_authority_is_refused(authority, tmp_path):
         Authority.open(tmp_path / "ca")
 
 
+def test_an_authority_whose_key_others_can_read_is_refused(authority, tmp_path):
+    (tmp_path / "ca" / "ca.key").chmod(0o640)
+    with pytest.raises(SettingsError, match="can be read by other users: chmod 600"):
+        Authority.open(tmp_path / "ca")
+
+
+def test_an_authority_that_was_cut_off_while_it_was_made_is_made_again(authority, tmp_path):
+    (tmp_path / "ca" / "ca.key").unlink()
+    assert Authority.create(tmp_path / "ca", name="again").issued() == []
+
+
 @pytest.mark.parametrize("text", [b"", b'{"a": 1}', b'[{"user": "a"}]', b"[1]"])
 def test_a_list_of_certificates_that_is_none_is_named(authority, tmp_path, text):
     (tmp_path / "ca" / "issued.json").write_bytes(text)
