@@ -66,8 +66,8 @@ class Management:
         return [str(each["vhost"]) for each in self._call("GET", "users", user, "permissions")]
 
     def queues(self) -> list[dict[str, Any]]:
-        """The queues of the virtual host with their statistics, which may be some seconds old."""
-        return list(self._call("GET", "queues", self.vhost))
+        """The queues of the virtual host with their statistics, which may be some seconds old; none where it is not there."""
+        return list(self._call("GET", "queues", self.vhost, missing_is_fine=True) or [])
 
     def queue(self, name: str) -> dict[str, Any]:
         """One queue with its statistics, which may be some seconds old."""
