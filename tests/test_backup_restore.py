@@ -14,7 +14,7 @@ import pytest
 
 from aggregator_worker.genesis import found
 from broker_config.connection import ConnectionSettings, connect
-from broker_config.provision import administration
+from broker_config.provision import administration, await_queues
 from operator_console.credentials import found_credentials
 from operator_console.federation_folder import Facts, FederationFolder, named
 from shared.messages import Entry, ManifestRecord, pseudonym
@@ -200,6 +200,7 @@ def run_until_all_is_lost(federation: Federation, behind: int) -> ManifestRecord
         federation.give(10_000)  # each has one more update, which nobody takes
     federation.turns = {name: threading.Semaphore(0) for name in BANKS}
     federation.lose_broker()
+    await_queues(federation.server.logins)  # as `broker up` does, also on a broker that knows of nothing
     return watch.head
 
 
