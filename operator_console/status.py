@@ -12,6 +12,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from broker_config import logins as login_file
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR, VIEWER
 from broker_config.provision import administration
@@ -163,7 +164,7 @@ def _opened(folder: FederationFolder) -> Iterator[StatusSession]:
         title=facts.title,
         metric=spec.first_metric,
         management_url=f"{logins.management}/#/queues",
-        login=f"{VIEWER} / {logins.users[VIEWER]}",
+        login=f"{VIEWER}; its password is in {folder.path / login_file.FILE}",
     )
     broker = connect(logins.settings(OPERATOR), name="fedqueue-status")
     try:

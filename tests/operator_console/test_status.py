@@ -102,6 +102,7 @@ def test_the_command_answers_from_a_real_broker(rabbitmq_server: RabbitmqServer,
     assert [(row["id"], row["state"]) for row in status["institutions"]] == [("bank-a", "waiting"), ("bank-b", "waiting")]
     assert "fl.dlq" in status["queues"]
     shown = said_by(folder)
+    assert not any(word in shown.stdout for word in rabbitmq_server.logins.users.values())
     assert shown.stdout.splitlines()[0].strip() == "! bank-a has not said hello yet; is its worker running? (1 more like it)."
 
 
