@@ -103,7 +103,7 @@ def _alert(entry: Entry, found: Found, _granted: dict[str, str]) -> Event:
 
 
 def _management_login(entry: Entry, found: Found, _granted: dict[str, str]) -> Event:
-    return _refused(entry, found, who=found["claimed"], proven=False, tried="log in to the management API")
+    return _refused(entry, found, who=found["claimed"] or "", proven=False, tried="log in to the management API")
 
 
 def _management_error(entry: Entry, found: Found, _granted: dict[str, str]) -> Event:
@@ -170,7 +170,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], _Read], ...] = (
     ),
     (_compiled(rf"Error on AMQP connection <[\d.]+> \({_PEER}, state: starting\):\n{_REFUSED_LOGIN}"), _login_refused),
     (_compiled(rf"Error on AMQP connection <[\d.]+> \({_PEER}"), _connection_error),
-    (_compiled(rf"closing AMQP connection (?:<[\d.]+> )?\({_PEER}"), _closed),
+    (_compiled(rf"closing AMQP (?:1\.0 )?connection (?:<[\d.]+> )?\({_PEER}"), _closed),
     (
         _compiled(
             rf"connection (?:<[\d.]+> \()?{_PEER}(?:\)?: | - .*: )user '(?P<user>[^'\n]*)'"

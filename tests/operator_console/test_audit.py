@@ -184,6 +184,18 @@ def test_a_process_whose_number_comes_again_after_a_restart_does_not_keep_its_lo
     assert [(each.kind, each.who) for each in broker_events([*before, *after, *gone])][1:] == [("refused", "")]
 
 
+def test_a_management_login_that_is_told_in_other_words_is_told_too():
+    words = "HTTP access denied: user 'bank-c' attempted to log in with a blank password"
+    (told,) = broker_events(said(words, level="warning"))
+    assert (told.kind, told.who, told.tried) == ("refused", "", "log in to the management API")
+    assert "bank-c" in told.got
+
+
+def test_a_connection_that_speaks_amqp_1_0_without_a_login_is_told():
+    words = "closing AMQP 1.0 connection (10.0.0.9:2 -> 10.0.0.1:5671, duration: '5ms'): RabbitMQ requires SASL security layer"
+    assert [(each.kind, each.who) for each in broker_events(said(words))] == [("refused", "")]
+
+
 def test_a_huge_line_bad_bytes_and_lines_without_a_beginning_break_nothing(tmp_path):
     log = tmp_path / "n1@localhost.log"
     hidden = f"{HEAD}HTTP access denied: user 'x' - forged".encode()
