@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from operator_console.audit import aggregator_events
+from operator_console.broker_log import broker_events
 from tests.hostile import attempts, page
 from tests.hostile.attempt import Attempt, on
 from tests.hostile.institution import HostileInstitution
@@ -16,6 +18,7 @@ from tests.running import deltas_of, require_each_once, require_replay
 from tests.tls import TlsNode
 
 LEAST_ATTEMPTS = 60
+LAWFUL = ("aggregated", "allowed", "kept", "reaches its own queue")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,12 @@ def limited(tls_node: TlsNode, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield founded
 
 
+def require_in_audit(attempt: Attempt, got: str, text: str) -> None:
+    """`fedqueue audit` reads an event out of the log, unless it is the aggregator's and tells of what every member may do."""
+    events = broker_events(text.splitlines()) if attempt.log == "broker" else aggregator_events(text.splitlines())
+    assert list(events) or (attempt.log == "aggregator" and got.startswith(LAWFUL)), text
+
+
 def require_in_vain(world: World, attempt: Attempt) -> None:
     """It gets what the table says, a log holds it, and the model and the others' entries are what they were."""
     world.follow()
@@ -45,6 +54,7 @@ def require_in_vain(world: World, attempt: Attempt) -> None:
     assert attempt.is_answered_by(got, world.version), got
     log = world.logs[attempt.log]
     assert log.says(on(attempt.evidence, world.version), mark), log.since(mark)
+    require_in_audit(attempt, got, log.since(mark))
     world.follow()
     assert attempt.moves_the_model or (world.model_hash(), world.entries(HONEST)) == before
 
