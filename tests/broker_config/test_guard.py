@@ -132,3 +132,16 @@ def test_all_chunks_of_a_model_have_one_content_key_and_the_next_model_has_anoth
     assert wraps("v1") == first
     assert wraps("v2") != first
     assert wraps("v1") != first
+
+
+def test_each_of_two_aggregator_hosts_has_keys_of_its_own():
+    keyring, second = Keyring(sealed=True), Identity.create()
+    both = {**keyring.trust.aggregators, "second": second.public}
+    keyring.trust = keyring.trust.model_copy(update={"aggregators": both})
+    hosts = [keyring.guard("aggregator"), replace(keyring.guard("aggregator"), identity=second)]
+    for queue in (update_queue("bank-a"), STATE):
+        author = keyring.guard("bank-a") if queue != STATE else hosts[0]
+        message = author.protected(queue, Message(b"numbers", "kind", "name"))
+        assert [host.opened(Delivery(queue, 1, message, user_id=None)).body for host in hosts] == [b"numbers", b"numbers"]
+    manifest = hosts[1].protected(LINEAGE, Message(b"chain", "manifest", "name"))
+    assert keyring.guard("bank-a").opened(Delivery(LINEAGE, 1, manifest, user_id="aggregator")).body == b"chain"
