@@ -44,8 +44,7 @@ def private_server(folder: Path, hosts: Sequence[str], *, bind: str, port: int |
     Without hosts or port they stay as they were.
     """
     authority, known = authority_of(folder), folder / AUTHORITY_FOLDER / SERVER_FOLDER / CERTIFICATE_FILE
-    former = [host for host in hosts_of(known.read_bytes()) if host not in _THIS_COMPUTER] if known.exists() else []
-    chosen = list(hosts) or former
+    chosen = list(hosts) or (_former_hosts(known.read_bytes()) if known.exists() else [])
     issued = authority.issue_server([*chosen, *_THIS_COMPUTER])
     write_issued(known.parent, issued, authority.certificate)
     return ServerTls(
@@ -72,6 +71,14 @@ def _is_due(place: Path) -> bool:
     if not (place / KEY_FILE).exists() or not (place / CERTIFICATE_FILE).exists():
         return True
     return expiry_of((place / CERTIFICATE_FILE).read_bytes()) - datetime.now(UTC) < WARNED_BEFORE
+
+
+def _former_hosts(certificate: bytes) -> list[str]:
+    """Those that were asked for; the names of this computer were added once."""
+    hosts = hosts_of(certificate)
+    for added in _THIS_COMPUTER:
+        hosts.remove(added)
+    return hosts
 
 
 def _former_port(folder: Path) -> int | None:

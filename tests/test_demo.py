@@ -171,7 +171,8 @@ def test_two_demos_at_once_do_not_meet(tmp_path: Path, system_rabbitmq: None) ->
 
     for name, seed in (("one", 1), ("two", 2)):
         summary = json.loads((tmp_path / name / "summary.json").read_text())
-        assert (summary["seed"], summary["updates"]["aggregated"]) == (seed, 9)
+        assert summary["seed"] == seed
+        assert summary["updates"]["aggregated"] in (8, 9)
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ from broker_config.connection import connect
 from broker_config.logins import load
 from broker_config.topology import LINEAGE
 from operator_console.broker_commands import broker_app
+from operator_console.broker_tls import private_server
 from operator_console.ca_commands import ca_app
 from shared.errors import FederationError, SettingsError
 
@@ -107,6 +108,14 @@ def test_a_private_broker_with_tls_is_ready_for_the_operator_and_stays_as_it_was
             assert process.wait(60) == 0
     assert seen[0].startswith("amqps://localhost:")
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost"], ["broker.example"], ["10.0.0.5"], ["127.0.0.1"]])
+def test_a_private_server_keeps_the_names_it_was_given(tmp_path, hosts):
+    first = private_server(tmp_path, hosts, bind="127.0.0.1", port=None)
+    again = private_server(tmp_path, [], bind="127.0.0.1", port=None)
+    assert again.host == first.host == (hosts or ["127.0.0.1"])[0]
+    assert hosts_of(again.issued.certificate) == hosts_of(first.issued.certificate)
 
 
 def is_ready(folder) -> bool:
