@@ -1,6 +1,5 @@
 """A folder of keys: the private keys of one party, and whom it believes."""
 
-import stat
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -9,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 
+from broker_config.secret_files import is_open_to_others
 from broker_config.written import write_private, write_public
 from shared.errors import SettingsError
 from shared.keys import Identity, Trust
@@ -56,10 +56,10 @@ def save_trust(trust: Trust, folder: Path) -> None:
 
 def _private_key(file: Path) -> object:
     try:
-        pem, mode = file.read_bytes(), file.stat().st_mode
+        pem, is_open = file.read_bytes(), is_open_to_others(file)
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; the kit holds it, or `fedqueue kit request` made it") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if is_open:
         raise SettingsError(f"other users can read the private key {file}: chmod 600 {file}")
     try:
         return serialization.load_pem_private_key(pem, password=None)

@@ -5,7 +5,6 @@ worker. What it makes is without noise and stays in the house.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import safetensors.numpy
 
 from broker_config.downloads import Wanted
 from broker_config.streams import MissingBlobError, fetch_blob, newest, records_of
+from broker_config.written import write_private
 from client_worker.data import load_dataset
 from client_worker.files import fingerprint, read_task
 from client_worker.local_work import Member
@@ -184,18 +184,14 @@ def keep(path: Path, rows: Rows, source: Source, found: Personalised) -> None:
         "note": STAYS,
     }
     metadata = {"run_id": source.run_id, "version": str(source.version), "task": spec.name, "note": STAYS}
-    _write_private(path, safetensors.numpy.save(found.model.parameters, metadata=metadata))
-    _write_private(path.with_suffix(".json"), (json.dumps(content, indent=2) + "\n").encode())
+    _keep(path, safetensors.numpy.save(found.model.parameters, metadata=metadata))
+    _keep(path.with_suffix(".json"), (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def _keep(path: Path, content: bytes) -> None:
     """In one step: what was there stays until all of it is written."""
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-        part.replace(path)
+        write_private(path, content)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}; name another file with --out") from error

@@ -1,6 +1,5 @@
 """The operator's folder of one federation: logins, secrets, settings files of every worker, and what a run leaves behind."""
 
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from broker_config.definitions import AGGREGATOR, OPERATOR
 from broker_config.keyring import SIGNING_FILE
 from broker_config.logins import Logins
 from broker_config.secret_files import demand_private
+from broker_config.written import write_private
 from operator_console.kit import EXPLAINED, KEYS, PASSWORD_FILE
 from shared.errors import SettingsError
 from shared.messages import pseudonym
@@ -159,7 +159,7 @@ class FederationFolder:
         self.demand_empty()
         self.path.mkdir(parents=True, exist_ok=True)
         self.task_file.write_text(task_text)
-        write_private(self.path / "run.secret", secrets.token_hex(SECRET_BYTES))
+        write_private(self.path / "run.secret", f"{secrets.token_hex(SECRET_BYTES)}\n".encode())
         login_file.save(broker, self.path)
 
     def keep(self, facts: Facts) -> None:
@@ -203,16 +203,9 @@ class FederationFolder:
         if logins.over_tls:
             files = {"ca_file": CA_FILE, "certificate_file": CERTIFICATE_FILE, "key_file": KEY_FILE}
             return {**{name: seen + file for name, file in files.items()}, **keys}
-        write_private(folder / PASSWORD_FILE, logins.users[user])
+        write_private(folder / PASSWORD_FILE, f"{logins.users[user]}\n".encode())
         clear = "everybody_on_the_network_may_read_and_change_what_i_send"
         return {"password_file": seen + PASSWORD_FILE, **keys, **({clear: True} if getattr(logins, clear) else {})}
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
 
 
 def named(institutions: Sequence[str]) -> list[InstitutionFacts]:
