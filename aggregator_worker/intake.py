@@ -83,9 +83,7 @@ class Intake:
 
     def take(self, sender: str, delivery: Delivery, *, now: float) -> Upload | None:
         """One chunk in; the upload out once it is whole. Raises RejectedMessageError for what can never become one."""
-        if delivery.fault is not None:
-            raise delivery.fault
-        chunk = head(delivery.message, max_bytes=self._max_bytes)
+        chunk = head(delivery.believed(), max_bytes=self._max_bytes)
         if chunk.kind not in KINDS:
             raise MalformedMessageError(f"a message of kind {chunk.kind[:40]!r} on an update queue")
         if chunk.chunks == 1:

@@ -43,9 +43,7 @@ class Orders:
         """Follows an operator's order; returns it if it was applied just now."""
         federation = self.desk.federation
         try:
-            if delivery.fault is not None:
-                raise delivery.fault
-            operation = messages.decode(Operation, "operation", delivery.message.body, max_bytes=MAX_ORDER_BYTES)
+            operation = messages.decode(Operation, "operation", delivery.believed().body, max_bytes=MAX_ORDER_BYTES)
             if operation.run_id != federation.head.manifest.run_id:
                 raise IncompatibleUpdateError("the order is for another run")
         except RejectedMessageError as error:

@@ -304,14 +304,12 @@ class LineageReader:
         """Folds one delivery of the lineage stream."""
         self.read_to = delivery.offset if delivery.offset is not None else self.read_to
         try:
-            if delivery.fault is not None:
-                raise delivery.fault
-            body, kind = delivery.message.body, delivery.message.kind
-            if kind == "claim":
-                claim = messages.decode(Claim, "claim", body, max_bytes=MAX_RECORD_BYTES)
+            message = delivery.believed()
+            if message.kind == "claim":
+                claim = messages.decode(Claim, "claim", message.body, max_bytes=MAX_RECORD_BYTES)
                 self.lineage, verdict = lineage.fold_claim(self.lineage, claim)
                 return verdict
-            record = messages.decode_record(body, max_bytes=MAX_RECORD_BYTES)
+            record = messages.decode_record(message.body, max_bytes=MAX_RECORD_BYTES)
         except RejectedMessageError as error:
             log.warning("lineage record ignored", offset=delivery.offset, reason=str(error))
             return "ignored"

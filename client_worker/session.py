@@ -108,9 +108,7 @@ class Session:
 
     def _hear(self, delivery: Delivery) -> None:
         try:
-            if delivery.fault is not None:
-                raise delivery.fault
-            hint = messages.decode(Control, "control", delivery.message.body, max_bytes=2**16)
+            hint = messages.decode(Control, "control", delivery.believed().body, max_bytes=2**16)
         except RejectedMessageError as error:
             log.warning("hint ignored", reason=str(error))
             return

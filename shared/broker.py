@@ -46,6 +46,12 @@ class Delivery:
     published_at: int | None = None
     fault: RejectedMessageError | None = None
 
+    def believed(self) -> Message:
+        """The message. Raises the fault of one that may not be believed."""
+        if self.fault is not None:
+            raise self.fault
+        return self.message
+
     def receipt(self) -> "Delivery":
         """The same without its body: all that is needed to settle it later, whatever the number of those that wait."""
         return replace(self, message=replace(self.message, body=b""))
