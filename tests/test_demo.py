@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +28,8 @@ from tests.conftest import eventually
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
 
 DEMO_SECONDS = 200
-SMALL = ["--task", "heart-disease", "--institutions", "3", "--updates", "4"]
+UPDATES_EACH = 4
+SMALL = ["--task", "heart-disease", "--institutions", "3", "--updates", str(UPDATES_EACH)]
 ENDLESS = [*SMALL[:-1], "100000", "--epsilon", "none"]  # it does not end before it is ended
 
 
@@ -89,10 +92,9 @@ def test_the_summary_has_every_figure_of_the_contract(finished: Path) -> None:
 
     assert (summary["task"], summary["seed"]) == ("heart-disease", 0)
     assert [each["id"] for each in summary["institutions"]] == ["cleveland-clinic", "budapest", "zurich-basel"]
-    # two hospitals of four updates each, one of which may have lost a charged training to its SIGKILL, and the slow one
-    assert summary["updates"]["aggregated"] in (8, 9)
+    assert summary["updates"]["aggregated"] == sum(each["updates"] for each in summary["institutions"])
     for each in summary["institutions"]:
-        assert each["updates"] >= 1
+        assert 1 <= each["updates"] <= UPDATES_EACH
         assert 0 < each["epsilon_spent"] <= 3.0
         assert each["target_delta"] == 1e-5
         assert {"auc", "log_loss", "accuracy", "recall", "f1"} <= each["alone"].keys() & each["federated"].keys()
@@ -111,20 +113,21 @@ def test_the_best_version_that_the_summary_names_is_in_its_file(finished: Path) 
     assert (best["metric"], best["figure"]) == ("auc", max(measured.values()))
     assert best["version"] == min(version for version, auc in measured.items() if auc == best["figure"])
     assert evaluate(task, load_file(finished / "best.safetensors"), held_out)["auc"] == best["figure"]
-    assert summary["phase_reason"] in ("9 updates are aggregated", "2 institutions have given all they could")
+    assert re.fullmatch(r"(9|1\d) updates are aggregated|[23] institutions have given all they could", summary["phase_reason"])
 
 
 def test_every_update_is_in_the_lineage_once_also_of_the_killed_hospital(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "lineage.jsonl").read_text().splitlines()]
     killed = [event["institution"] for event in json.loads((finished / "events.json").read_text()) if event["kind"] == "killed"]
 
+    summary = json.loads((finished / "summary.json").read_text())
+
     updates = settled(lines)
     assert len(killed) == 1
-    assert len(updates) == len(set(updates)) in (8, 9)
+    assert len(updates) == len(set(updates))
     assert [line["version"] for line in lines] == list(range(len(lines)))
-    for institution in {name for name, _ in updates}:
-        numbers = sorted(sequence for name, sequence in updates if name == institution)
-        assert numbers == list(range(1, len(numbers) + 1))
+    assert Counter(name for name, _ in updates) == {each["id"]: each["updates"] for each in summary["institutions"]}
+    assert {sequence for _, sequence in updates} <= set(range(1, UPDATES_EACH + 1))
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_two_demos_at_once_do_not_meet(tmp_path: Path, system_rabbitmq: None) ->
     for name, seed in (("one", 1), ("two", 2)):
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["seed"] == seed
-        assert summary["updates"]["aggregated"] in (8, 9)
+        assert summary["updates"]["aggregated"] == sum(each["updates"] for each in summary["institutions"])
 
 
 @pytest.mark.long

@@ -129,8 +129,8 @@ class World:
 
     def close(self) -> None:
         """Ends the aggregator, which must have lived until now and must end well."""
-        for channel in self._wires.values():
-            channel.connection.close()
+        for user in list(self._wires):
+            self._hang_up(user)
         self._process.demand_alive()
         self._process.ask_to_end()
         assert self._process.wait() == 0
@@ -191,10 +191,16 @@ class World:
         """A login's open channel in confirm mode; another one, once the broker has closed it."""
         channel = self._wires.get(user)
         if channel is None or not channel.is_open:
+            self._hang_up(user)
             channel = pika.BlockingConnection(self.parameters(user, f"hostile/{user}")).channel()
             channel.confirm_delivery()
             self._wires[user] = channel
         return channel
+
+    def _hang_up(self, user: str) -> None:
+        channel = self._wires.pop(user, None)
+        if channel is not None and channel.connection.is_open:
+            channel.connection.close()
 
     def signed(self, author: str, message: Message) -> Message:
         """As the author's own program would publish it: sealed, and signed with its key."""
