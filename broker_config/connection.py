@@ -5,6 +5,7 @@ import random
 import ssl
 import stat
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -78,7 +79,7 @@ class ConnectionSettings(BaseModel):
 
 
 def connect(settings: ConnectionSettings, *, name: str, guard: Guard | None = None) -> Broker:
-    """A connection to the first node that answers; `name` is what the management UI shows for it.
+    """A connection to the first node that answers; `name` is what the management UI shows for it and for its consumers.
 
     Messages are signed and checked by `guard`, or else by one made of the settings' folder of keys, where there is one.
     Raises SettingsError for an unusable url, key or password file, TopologyError where the login is refused,
@@ -97,7 +98,7 @@ def connect(settings: ConnectionSettings, *, name: str, guard: Guard | None = No
                 _raise_alert(nodes[-1])
                 raise
 
-    broker = RabbitmqBroker(connected, user=settings.user, where=places)
+    broker = RabbitmqBroker(connected, user=settings.user, name=name, where=places)
     return broker if guard is None else GuardedBroker(broker, guard)
 
 
@@ -182,7 +183,7 @@ def _parameters(url: str, settings: ConnectionSettings, name: str, context: ssl.
         blocked_connection_timeout=settings.blocked_timeout_seconds,
         socket_timeout=_CONNECT_SECONDS,
         stack_timeout=_CONNECT_SECONDS + 5,
-        client_properties={"connection_name": name, "product": "fedqueue"},
+        client_properties={"connection_name": name, "product": "fedqueue", "version": metadata.version("fedqueue")},
     )
 
 

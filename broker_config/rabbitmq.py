@@ -58,9 +58,10 @@ class RabbitmqBroker:
     which is read only when nothing read before is left; a confirm or a manifest never stands behind them.
     """
 
-    def __init__(self, connected: Callable[[], Link], *, user: str, where: str) -> None:
+    def __init__(self, connected: Callable[[], Link], *, user: str, name: str, where: str) -> None:
         self._connected = connected
         self._user = user
+        self._name = name
         self._where = where
         self._link = connected()
         self._updates: Link | None = None
@@ -202,7 +203,7 @@ class RabbitmqBroker:
             answers: list[Any] = []
             channel.basic_qos(prefetch_count=prefetch, callback=answers.append)
             link.until(lambda: answers, channel)
-            channel.basic_consume(queue, subscription.keep, arguments=arguments, callback=answers.append)
+            channel.basic_consume(queue, subscription.keep, consumer_tag=self._name, arguments=arguments, callback=answers.append)
             link.until(lambda: len(answers) == 2, channel)
             channel.add_on_cancel_callback(lambda _: self._ended.append((subscription, None)))
             channel.add_on_close_callback(lambda _, reason: self._ended.append((subscription, reason)))

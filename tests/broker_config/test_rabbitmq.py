@@ -1,6 +1,7 @@
 """What only a real RabbitMQ can show."""
 
 import threading
+from importlib import metadata
 
 import pika
 import pytest
@@ -9,7 +10,7 @@ from pydantic import SecretStr
 from broker_config.connection import ConnectionSettings, address, connect
 from broker_config.node import PrivateCluster, start_node
 from broker_config.provision import administration, provision
-from broker_config.topology import LEAD, LINEAGE, MODEL, entrance, update_queue
+from broker_config.topology import LEAD, LINEAGE, MODEL, control_queue, entrance, update_queue
 from shared.broker import Broker, Message
 from shared.errors import BrokerUnavailableError, TopologyError
 from tests.conftest import eventually
@@ -173,3 +174,21 @@ def consuming(settings: ConnectionSettings) -> Broker | None:
         broker.close()
         return None
     return broker
+
+
+def test_the_management_ui_says_which_process_of_which_version_reads_a_queue(rabbitmq_server):
+    name = "fedqueue-client/bank-a/host-7/4711"
+    broker = connect(rabbitmq_server.logins.settings("bank-a"), name=name)
+    try:
+        broker.consume(control_queue("bank-a"), prefetch=1)
+        broker.consume(LINEAGE, prefetch=1, start="last")
+        with administration(rabbitmq_server.logins) as management:
+            assert eventually(lambda: management.queue(control_queue("bank-a")).get("consumer_details"))
+            (consumer,) = management.queue(control_queue("bank-a"))["consumer_details"]
+            assert eventually(lambda: management.connections("bank-a"))
+            (connection,) = management.connections("bank-a")
+    finally:
+        broker.close()
+    assert consumer["consumer_tag"] == name
+    assert connection["client_properties"]["connection_name"] == name
+    assert connection["client_properties"]["version"] == metadata.version("fedqueue")
