@@ -13,24 +13,33 @@ from shared.settings import WorkerSettings
 class Durability(BaseModel):
     """Times, in seconds. `consumer_timeout_seconds` is the broker's; a commit never keeps a delivery a quarter of it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """The broker's own; a commit keeps no delivery for longer than a quarter of it."""
     orphan_seconds: float = Field(default=600.0, gt=0)
-    retry_seconds: float = Field(default=5.0, gt=0)
+    """An upload of which no chunk came for so long is discarded; the institution sends it again."""
 
 
 class AggregatorSettings(WorkerSettings):
     """`run_secret_file` holds the secret that pseudonyms are made with; `members_file` one institution id per line."""
 
     broker: ConnectionSettings
+    """The login on the broker."""
     state_folder: Path
+    """The checkpoint. Keep it on a disk that survives: it is the only copy that is fsynced."""
     run_secret_file: Path
+    """What pseudonyms are made with; `fedqueue init` writes it, mode 600."""
     members_file: Path
+    """One institution id per line: whose update queues may exist."""
     task_file: Path | None = None
+    """How to read the held-out rows; not needed without them."""
     held_out_file: Path | None = None
+    """Rows of your own, CSV or Parquet, on which every version is measured."""
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     durability: Durability = Durability()
+    """Times."""
 
     def run_secret(self) -> bytes:
         """The secret's bytes. Raises SettingsError when the file is missing or empty."""

@@ -33,19 +33,30 @@ class ConnectionSettings(BaseModel):
     Over TLS, amqps://, the login is a certificate with its key, in files; otherwise it is a password.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     url: str
+    """`amqps://host:port/vhost`, or `amqp://` on this computer; several nodes are separated by commas. No credentials in it."""
     user: str
+    """The login's name: the institution's id, or `aggregator`."""
     password: SecretStr | None = None
+    """Better in a file. Without TLS, exactly one of the two."""
     password_file: Path | None = None
+    """Holds the password; mode 600."""
     ca_file: Path | None = None
+    """With TLS: the certificate of the authority by which the broker is known."""
     certificate_file: Path | None = None
+    """With TLS: the certificate by which the broker knows us, instead of a password."""
     key_file: Path | None = None
+    """With TLS: the certificate's private key; mode 600."""
     everybody_on_the_network_may_read_and_change_what_i_send: bool = False
+    """Must be written out to reach another computer without TLS."""
     keys_folder: Path | None = None
+    """Keys with which messages are signed and opened, and `trust.json`, which says whose are believed."""
     heartbeat_seconds: int = Field(default=30, ge=2, le=600)
+    """A silent link is noticed after this and five seconds more."""
     blocked_timeout_seconds: int = Field(default=300, ge=1)
+    """How long a broker in a memory or disk alarm is waited for before connecting again."""
 
     @model_validator(mode="after")
     def _one_way_to_log_in(self) -> "ConnectionSettings":

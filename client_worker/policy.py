@@ -18,12 +18,16 @@ Noised = Literal["dp-sgd", "update-gaussian"]
 class ReportPolicy(BaseModel):
     """Whether noised validation metrics may leave, and which: at most `at_most` reports, each at a cost of `epsilon_each`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     allowed: bool = False
+    """Whether any report may leave."""
     metrics: tuple[Figure, ...] = ("accuracy", "log_loss", "mae")
+    """Which figures may be in it."""
     epsilon_each: float = Field(default=0.2, gt=0)
+    """What each report costs of the budget."""
     at_most: int = Field(default=5, ge=0)
+    """So many reports in all."""
 
 
 class Policy(BaseModel):
@@ -32,15 +36,22 @@ class Policy(BaseModel):
     `max_steps` is of one local training, and with noise of all planned ones: their accounting and their time have limits too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_epsilon: float = Field(default=3.0, gt=0)
+    """The whole privacy budget; training stops when it is spent."""
     max_target_delta: float = Field(default=1e-5, gt=0, lt=1)
+    """The largest delta that goes with that epsilon."""
     min_noise_multiplier: float = Field(default=0.3, ge=0)
+    """Standard deviation of the noise over the clipping norm."""
     max_steps: int = Field(default=100_000, ge=1)
+    """Steps of one local training; with noise, of all planned ones."""
     mechanisms: tuple[Noised, ...] = ("dp-sgd", "update-gaussian")
+    """`dp-sgd` protects a record or a person, `update-gaussian` the institution as a whole."""
     allow_no_privacy: Literal["no", "yes, updates may leave without noise"] = "no"
+    """Without the sentence, a plan without noise is refused."""
     reports: ReportPolicy = ReportPolicy()
+    """Noised figures on validation rows."""
 
 
 class PlanRefusedError(SettingsError):

@@ -20,7 +20,9 @@ PREFIX = "FEDQUEUE_"
 class WorkerSettings(BaseSettings):
     """What every program of fedqueue reads its settings into."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def settings_customise_sources(
