@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-WORKERS = ["shared", "broker_config", "aggregator_worker", "client_worker"]
+WORKERS = ["shared", "broker_config", "monitoring", "aggregator_worker", "client_worker"]
 ROOMS = [*WORKERS, "simulator", "operator_console", "builtin_tasks", "benchmarks", "campaigns"]
 
 
@@ -30,6 +30,7 @@ def test_every_room_keeps_the_import_contracts() -> None:
         ("shared/plan.py", "import operator_console", "A room imports only from the rooms below it"),
         ("aggregator_worker/worker.py", "import pika", "Only broker_config imports pika"),
         ("shared/codec.py", "import socket", "shared touches no network"),
+        ("monitoring/vitals.py", "import numpy", "Asking a worker how it is"),
         ("aggregator_worker/aggregation.py", "import torch", "The aggregator's core"),
         ("campaigns/checker.py", "import shared.lineage", "What judges a campaign shares no code"),
     ],
