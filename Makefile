@@ -26,6 +26,7 @@ test: setup ## linters, types, import contracts and all tests but the long ones
 	.venv/bin/pytest -m 'not long' -n 2 --dist loadfile
 
 test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
+	@setup/prometheus
 	@setup/extras
 	.venv/bin/pytest -m 'long and not compose and not extras'
 	build/extras-env/bin/python -m pytest -m extras
