@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long faults fuzz soak privacy-audit sbom audit-packages lock clean
+.PHONY: help setup demo docs test test-long faults fuzz soak privacy-audit sbom audit-packages lock clean
 
 # Options of the demo, for example: make demo ARGS="--epsilon 8 --seed 3"
 ARGS ?=
@@ -17,8 +17,12 @@ setup: ## install what is missing and make .venv ready
 demo: setup ## six banks learn together over a private RabbitMQ; options in ARGS="..."
 	@.venv/bin/fedqueue demo $(ARGS)
 
-test: setup ## linters, types, import contracts and all tests but the long ones
+docs: setup ## build the documentation site, build/docs/index.html
+	@setup/docs
+
+test: setup ## linters, types, import contracts, the documentation site and all tests but the long ones
 	@setup/node
+	@setup/docs
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy

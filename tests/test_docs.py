@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parent.parent
 PAGES = [
     PROJECT / "README.md",
     PROJECT / "CHANGELOG.md",
-    *sorted((PROJECT / "docs").glob("*.md")),
+    *sorted((PROJECT / "docs").rglob("*.md")),
     *PROJECT.glob("builtin_tasks/*/README.md"),
     *PROJECT.glob("examples/*/README.md"),
 ]

@@ -19,5 +19,6 @@ RULES: Mapping[RuleName, Rule] = {
     "latest-model": latest_model.weigh,
     "latest-update": latest_update.weigh,
 }
+"""Every rule by its name in the plan."""
 TABLE_RULES: frozenset[RuleName] = frozenset({"latest-model", "latest-update"})
 """Those that keep a vector for each institution: memory grows with their number."""

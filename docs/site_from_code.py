@@ -1,11 +1,12 @@
-"""The pages of docs/reference, written from the programs, settings and errors themselves whenever the site is built.
+"""What the site has and GitHub does not: the reference, written from programs, settings and errors whenever the site is built.
 
-A page says where by a comment, for example `<!-- from code: commands -->`; GitHub does not show it.
+A page says where by a comment, for example `<!-- from code: commands -->`; GitHub does not show it. The pages stay plain
+Markdown: the side bar is made of the index's links, and a link that leads beyond docs/ gives the file.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,12 +17,12 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperGroup
 
-import shared.errors
 from aggregator_worker.cli import app as aggregator_app
 from aggregator_worker.settings import AggregatorSettings
 from client_worker.cli import app as client_app
 from client_worker.settings import ClientSettings
 from operator_console.cli import app as operator_app
+from shared.errors import FederationError
 from shared.plan import Plan
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ PROGRAMS: dict[str, typer.Typer] = {
     "fedqueue-aggregator": aggregator_app,
 }
 _PLACE = re.compile(r"^<!-- from code: ([a-z.]+) -->$", re.MULTILINE)
+_PAGE = re.compile(r"\]\(([\w/-]+)\.md\)")
+_BEYOND = re.compile(r"\]\(((?:\.\./)+(?:README|CHANGELOG|examples/|builtin_tasks/)[^)#\s]*)(?:#[^)\s]*)?\)")
 _PLAIN_TYPES = {str: "text", SecretStr: "text, secret", Path: "path", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -134,17 +137,17 @@ def _plain(value: Any) -> str:
 
 def errors() -> str:
     """Every error of the public tree, with the exit code that a program ends with."""
-    found = [each for _, each in inspect.getmembers(shared.errors, inspect.isclass) if issubclass(each, Exception)]
-    deepest_last = sorted(found, key=lambda each: [ancestor.__name__ for ancestor in reversed(each.__mro__)])
-    rows = [(f"`{each.__name__}`", f"`{each.__base__.__name__}`", str(each.exit_code), _line(each)) for each in deepest_last]
-    return _table(("error", "is a", "exit code", "meaning"), rows)
+    return _table(("error", "is a", "exit code", "meaning"), list(_told_errors(FederationError, "Exception")))
 
 
-def _line(thing: Any) -> str:
-    return " ".join(inspect.cleandoc(thing.__doc__ or "").split())
+def _told_errors(error: type[FederationError], parent: str) -> Iterator[tuple[str, ...]]:
+    yield f"`{error.__name__}`", f"`{parent}`", str(error.exit_code), inspect.cleandoc(error.__doc__ or "")
+    for child in error.__subclasses__():
+        if child.__module__ == FederationError.__module__:
+            yield from _told_errors(child, error.__name__)
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
@@ -167,11 +170,26 @@ def filled(text: str) -> str:
     return _PLACE.sub(lambda place: SOURCES[place[1]](), text)
 
 
-def _fill(_app: "Sphinx", _page: str, content: list[str]) -> None:
-    content[0] = filled(content[0])
+def contents(index: str) -> str:
+    """The site's side bar, in Sphinx's words: under each heading of the index, the pages that it links to there."""
+    sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", index, re.MULTILINE)
+    return "".join(_side_bar(heading, _PAGE.findall(body)) for heading, body in sections)
+
+
+def _side_bar(heading: str, pages: Sequence[str]) -> str:
+    return "\n".join(("", "```{toctree}", ":hidden:", f":caption: {heading}", "", *pages, "```", ""))
+
+
+def _fill(_app: "Sphinx", page: str, content: list[str]) -> None:
+    text = _BEYOND.sub(r"](path:\1)", filled(content[0]))
+    content[0] = text + contents(text) if page == "index" else text
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
-    """Fills the pages as Sphinx reads them."""
+    """Fills the pages as Sphinx reads them; what has no colours is shown without."""
+    from pygments.lexers.special import TextLexer
+
     app.connect("source-read", _fill)
+    for language in ("csv", "hex"):
+        app.add_lexer(language, TextLexer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
