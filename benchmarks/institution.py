@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from benchmarks.federation import EXAMPLES, TASK_HASH, vector
 from broker_config import logins as login_file
 from broker_config.connection import connect
 from broker_config.service import process_name, stop_on_signals
+from client_worker.course import Course
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.mechanism import LocalTraining
@@ -28,7 +29,7 @@ def take_part(facts: Mapping[str, Any], stopping: threading.Event) -> None:
     folder, institution, run_id = Path(facts["folder"]), facts["institution"], facts["run_id"]
     delta = vector(int(facts["parameters"]), STEP)
 
-    def train(_model: Parameters, _settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
+    def train(_model: Parameters, _settings: LocalTraining, _course: Course) -> Parameters:
         stopping.wait(float(facts["training"]))
         return delta
 

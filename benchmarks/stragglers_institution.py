@@ -11,8 +11,9 @@ from benchmarks.federation import TASK_HASH
 from broker_config import logins as login_file
 from broker_config.connection import connect
 from broker_config.service import process_name, stop_on_signals
+from client_worker.course import Course
 from client_worker.ledger import Ledger
-from client_worker.local_work import LocalData, LocalWork, Member, ShouldStop
+from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.mechanism import LocalTraining
 from client_worker.policy import Policy
 from client_worker.worker import run
@@ -26,7 +27,7 @@ def local_data(facts: dict[str, Any], stopping: threading.Event) -> LocalData:
     rows = work_of.Rows.load(Path(facts["rows"]))
     trained = work_of.trainer(rows, seed=facts["seed"])
 
-    def train(model: Parameters, _settings: LocalTraining, _stop: ShouldStop) -> Parameters:
+    def train(model: Parameters, _settings: LocalTraining, _course: Course) -> Parameters:
         stopping.wait(facts["sleep_seconds"])
         return trained(model)
 

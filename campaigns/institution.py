@@ -9,7 +9,6 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from broker_config.connection import ConnectionSettings, connect
 from broker_config.service import process_name, stop_on_signals
+from client_worker.course import Course
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalData, LocalWork, Member
 from client_worker.mechanism import LocalTraining
@@ -44,7 +44,7 @@ def local_data(facts: dict[str, Any]) -> LocalData:
     """The toy task's data and accountant."""
     target = np.float32(facts["target"])
 
-    def train(model: Parameters, settings: LocalTraining, _stop: Callable[[], bool]) -> Parameters:
+    def train(model: Parameters, settings: LocalTraining, _course: Course) -> Parameters:
         random, std = np.random.default_rng(int.from_bytes(os.urandom(16))), noise_std(settings)
         drawn = {name: random.normal(0, std, array.shape).astype(np.float32) for name, array in model.items()}
         return {name: np.float32(0.5) * (target - array) + drawn[name] for name, array in model.items()}

@@ -14,7 +14,8 @@ from broker_config.service import process_name
 from broker_config.streams import LineageReader
 from broker_config.tls import TlsFiles
 from broker_config.topology import LINEAGE
-from client_worker.local_work import LocalData, Member, allowed_noise
+from client_worker.charging import allowed_noise
+from client_worker.local_work import LocalData, Member
 from client_worker.policy import require_task
 from client_worker.standing import require_membership
 from shared.broker import Broker, Delivery

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from client_worker.course import Course
 from client_worker.data import load_dataset
 from client_worker.dataset_entry import unit_of
 from client_worker.files import fingerprint, read_task
@@ -28,8 +29,8 @@ def open_data(settings: ClientSettings) -> LocalData:
     private = settings.policy.allow_no_privacy == "no"
     trainer = LocalTrainer(spec, device=settings.device, private=private)
 
-    def train(base: Parameters, local: LocalTraining, should_stop: Callable[[], bool]) -> Parameters:
-        return trainer.local_update(base, dataset, local, should_stop=should_stop)
+    def train(base: Parameters, local: LocalTraining, course: Course) -> Parameters:
+        return trainer.local_update(base, dataset, local, course)
 
     return LocalData(
         task_hash=spec.hash,

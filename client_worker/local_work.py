@@ -5,26 +5,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
 from broker_config.spool import Spool
-from client_worker.compact import compacted
+from client_worker import outgoing
+from client_worker.charging import affordable
+from client_worker.course import Course
 from client_worker.ledger import Ledger, Reservation
 from client_worker.ledger_rows import Sealed
-from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training, statement_of
+from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training
+from client_worker.outgoing import Base, Terms
 from client_worker.pacing import wait_seconds
-from client_worker.policy import PlanRefusedError, Policy, check_noise, check_privacy, check_steps, check_target_delta
-from shared import messages
+from client_worker.policy import Policy
 from shared.codec import Encoded
-from shared.errors import PrivacyBudgetExhaustedError, SettingsError
-from shared.messages import BlobName, Metrics, PrivacyStatement, Unit, Update
-from shared.noise import noise_std
+from shared.messages import Metrics, PrivacyStatement, Unit
 from shared.parameters import Parameters
 from shared.plan import Plan
-
-ShouldStop = Callable[[], bool]
 
 
 def _nothing() -> None:
@@ -55,16 +52,16 @@ class LocalData:
     """The institution's data and what can be done with it, as functions from values to values.
 
     `num_examples` is public, `units` is the true number and never leaves. `unit` is what the training's sampling and clipping
-    take as one. `train` takes the base and returns a delta, noised as it is told. `noise_multiplier` is what the plan's budget
-    needs here. `epsilon` is what charges add up to at a target delta. `report` gives noised metrics of a model on validation rows
-    at a cost of one epsilon; None where there are no such rows. `warm_up` does what only a process's first training has to do,
-    on no data.
+    take as one. `train` takes the base and returns a delta, noised as it is told; its course says how far it is.
+    `noise_multiplier` is what the plan's budget needs here. `epsilon` is what charges add up to at a target delta. `report` gives
+    noised metrics of a model on validation rows at a cost of one epsilon; None where there are no such rows. `warm_up` does what
+    only a process's first training has to do, on no data.
     """
 
     task_hash: str
     fingerprint: str
     num_examples: int
-    train: Callable[[Parameters, LocalTraining, ShouldStop], Parameters]
+    train: Callable[[Parameters, LocalTraining, Course], Parameters]
     noise_multiplier: Callable[[Plan], float]
     epsilon: Callable[[Sequence[Charge], float], float]
     report: Callable[[Parameters, float], Metrics] | None = None
@@ -73,48 +70,13 @@ class LocalData:
     units: int = 0
 
 
-class Figures(Protocol):
-    """What judging a plan needs to know of an institution's data."""
-
-    @property
-    def num_examples(self) -> int: ...
-    @property
-    def noise_multiplier(self) -> Callable[[Plan], float]: ...
-
-
-def allowed_noise(plan: Plan, policy: Policy, data: Figures) -> float | None:
-    """The noise multiplier that the plan needs here, None without noise. Raises PlanRefusedError where the policy forbids it."""
-    check_privacy(policy, plan.privacy)
-    noised = plan.privacy.mechanism != "none"
-    check_steps(policy, plan.local, noised=noised)
-    if not noised:
-        return None
-    check_target_delta(plan.privacy, data.num_examples)
-    try:
-        sigma = data.noise_multiplier(plan)
-    except SettingsError as error:
-        raise PlanRefusedError("epsilon", str(error)) from error
-    check_noise(policy, sigma)
-    return sigma
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """What a training starts from: the model of a version, under the plan that is in force when it begins."""
-
-    version: int
-    model: BlobName
-    plan_hash: str
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """A local training under way or done, with what its update will say."""
 
     reservation: Reservation
-    base: Base
-    plan: Plan
-    statement: PrivacyStatement
+    terms: Terms
+    course: Course
     delta: Future[Parameters]
 
 
@@ -156,23 +118,7 @@ class LocalWork:
 
         Raises PlanRefusedError where the policy forbids the plan, PrivacyBudgetExhaustedError when it would cost too much.
         """
-        sigma = allowed_noise(plan, self.member.policy, self.data)
-        if self.ledger.totals.reservations >= plan.local.updates:
-            raise PrivacyBudgetExhaustedError("updates", f"all {plan.local.updates} planned local trainings are used")
-        if sigma is None:
-            return PrivacyStatement(mechanism="none", steps=plan.local.steps)
-        totals = self.ledger.totals
-        if totals.unprotected:
-            raise PrivacyBudgetExhaustedError(
-                "epsilon", f"{totals.unprotected} local trainings were without noise: no epsilon holds for these rows any more"
-            )
-        spent = totals.set_aside + self.data.epsilon([*totals.charges, charge_of(plan, sigma)], plan.privacy.target_delta)
-        allowed = plan.privacy.epsilon or 0.0  # which is within the policy
-        if spent > allowed:
-            raise PrivacyBudgetExhaustedError(
-                "epsilon", f"one more local training would spend epsilon {spent:.3f} of {allowed:g}"
-            )
-        return statement_of(plan, sigma, epsilon_spent=spent, unit=self.data.unit)
+        return affordable(plan, self.member.policy, self.data, self.ledger.totals)
 
     def wait_seconds(self, plan: Plan, draw: float) -> float:
         """How long the next training is to wait, so that the planned ones are spread over the plan's horizon."""
@@ -207,8 +153,9 @@ class LocalWork:
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
         self.after_step("reserve")
-        future = self._pool.submit(self._train, model, settings)
-        self.training = Training(reservation, base, plan, statement, future)
+        course = Course(self.stopping.is_set, settings.steps)
+        future = self._pool.submit(self._train, model, settings, course)
+        self.training = Training(reservation, Terms(base, plan, statement, self.data.num_examples), course, future)
         future.add_done_callback(lambda _: self.on_trained())
         log.info(
             "training",
@@ -218,9 +165,9 @@ class LocalWork:
             noise_multiplier=statement.noise_multiplier,
         )
 
-    def _train(self, model: Parameters, settings: LocalTraining) -> Parameters:
+    def _train(self, model: Parameters, settings: LocalTraining, course: Course) -> Parameters:
         started = time.monotonic()
-        delta = self.data.train(model, settings, self.stopping.is_set)
+        delta = self.data.train(model, settings, course)
         self.stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
         return delta
 
@@ -234,7 +181,7 @@ class LocalWork:
         delta = training.delta.result()
         sealed, content = self.ledger.seal(
             training.reservation,
-            lambda sequence: self._encode(training, delta, sequence),
+            lambda sequence: outgoing.update(self.member, training.terms, delta, sequence),
             after_file=lambda: self.after_step("file"),
         )
         self.training, self._fresh = None, (sealed, content)
@@ -253,21 +200,6 @@ class LocalWork:
         self._fresh = None
         self.after_step("publish")
         self.ledger.published(sealed)
-
-    def _encode(self, training: Training, delta: Parameters, sequence: int) -> Encoded:
-        update = Update(
-            run_id=self.member.run_id,
-            institution=self.member.institution,
-            incarnation=self.member.incarnation,
-            sequence=sequence,
-            base_version=training.base.version,
-            base_hash=training.base.model.hash,
-            plan_hash=training.base.plan_hash,
-            num_examples=self.data.num_examples,
-            privacy=training.statement,
-        )
-        std = noise_std(training.statement, training.plan, self.data.num_examples)
-        return messages.encode_parts("update", update, compacted(delta, training.plan.update_encoding, std))
 
     def metrics(self, model: Parameters, version: int) -> tuple[Metrics, float] | None:
         """Noised validation metrics to be sent, charged first; None where the policy or the number of reports forbids it."""

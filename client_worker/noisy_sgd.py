@@ -9,6 +9,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
+from client_worker.gradient_lengths import GradientLengths
 from client_worker.model_check import require_gradients_of_rows, require_supported_layers
 from client_worker.randomness import SecureRandom
 from client_worker.sampling import Sample, summed_loss
@@ -22,15 +23,20 @@ log = structlog.get_logger()
 class SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     """Opacus's clipping and scaling; the noise is drawn in float64 from `random`, for all parameters at once."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, random: SecureRandom, **settings: float) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, random: SecureRandom, lengths: GradientLengths | None = None, **settings: float
+    ) -> None:
         super().__init__(optimizer, **settings)
         self._secure_random = random
+        self._lengths = lengths
 
     def clip_and_accumulate(self) -> None:
         """Adds up clipped gradients; one that is not finite counts as zero.
 
         Opacus would turn it into a NaN of the whole sum, and an update that never comes would tell that the record is there.
         """
+        if self._lengths is not None:
+            self._lengths.add(self.grad_samples)
         before = [None if p.summed_grad is None else p.summed_grad.clone() for p in self.params]
         super().clip_and_accumulate()
         if all(bool(p.summed_grad.isfinite().all()) for p in self.params):
@@ -77,12 +83,22 @@ class NoisySgd:
         self.rows_at_once = max(1, GRADIENT_NUMBERS_AT_ONCE // sum(p.numel() for p in self._parameters))
 
     def stepper(
-        self, *, learning_rate: float, clipping_norm: float, noise_multiplier: float, expected_rows: float
+        self,
+        *,
+        learning_rate: float,
+        clipping_norm: float,
+        noise_multiplier: float,
+        expected_rows: float,
+        lengths: GradientLengths | None = None,
     ) -> Callable[[Sample], None]:
-        """A function that does one step on a sample; one without rows is a step too, of noise alone."""
+        """A function that does one step on a sample, also on one without rows: that is noise alone.
+
+        `lengths` hears how long the gradients are.
+        """
         optimizer = SecureOptimizer(
             torch.optim.SGD(self._parameters, lr=learning_rate),
             random=self._random,
+            lengths=lengths,
             noise_multiplier=noise_multiplier,
             max_grad_norm=clipping_norm,
             expected_batch_size=expected_rows,

@@ -8,15 +8,18 @@ import structlog
 from broker_config.downloads import ModelReader, Wanted
 from broker_config.streams import LineageReader
 from broker_config.topology import LINEAGE, MODEL, control_queue
-from client_worker.local_work import Base, LocalWork
-from client_worker.policy import PlanRefusedError, require_task
+from client_worker import outgoing
+from client_worker.local_work import LocalWork
+from client_worker.outgoing import Base
+from client_worker.permission import Permission
+from client_worker.policy import require_task
 from client_worker.sending import REFUSED_PAUSE_SECONDS, Sender
 from client_worker.standing import SameModelPause, next_nonce, require_membership, require_own, require_same_history
 from shared import messages, parameters
 from shared.broker import Broker, Delivery
-from shared.errors import PrivacyBudgetExhaustedError, RejectedMessageError, SettingsError
+from shared.errors import RejectedMessageError, SettingsError
 from shared.lineage import Lineage
-from shared.messages import Control, Hello, ManifestRecord, Metrics, PrivacyStatement, Report, Standing, StandingState
+from shared.messages import Control, ManifestRecord, PrivacyStatement, StandingState
 from shared.parameters import Parameters
 from shared.plan import Limits, Plan
 
@@ -25,12 +28,6 @@ TICK_SECONDS = 0.05
 MOST_AT_ONCE = 64
 """Deliveries taken before the loop looks at everything else again."""
 RESEND_SECONDS = 60.0
-
-QUARANTINED = "quarantined"
-WHAT_TO_DO = (
-    "the aggregator folds nothing of this institution, so that nothing is trained and no budget spent: look for a mistake in its "
-    "data and settings, and ask the operator, who alone can release it"
-)
 
 log = structlog.get_logger()
 
@@ -53,10 +50,8 @@ class Session:
         self._sent = 0
         self._wanted: Wanted | None = None
         self._pause = SameModelPause()
-        self._left_plan = ""
-        self._told_plan = ""
+        self._permission = Permission(work, self._leave)
         self._draw = random.random()  # noqa: S311 - it spreads institutions in time, nothing is hidden by it
-        self._said: tuple[str, str] = ("", "")
         self.finished = False
 
     def open(self) -> None:
@@ -122,15 +117,7 @@ class Session:
     def _say_hello(self) -> None:
         member, (sequence, digest) = self._work.member, self._work.ledger.head
         self._nonce = next_nonce(require_membership(self._reader.lineage, member).nonce)
-        hello = Hello(
-            run_id=member.run_id,
-            institution=member.institution,
-            incarnation=member.incarnation,
-            head_sequence=sequence,
-            head_hash=digest,
-            nonce=self._nonce,
-            num_examples=self._work.data.num_examples,
-        )
+        hello = outgoing.hello(member, (sequence, digest), nonce=self._nonce, num_examples=self._work.data.num_examples)
         taken = self._sender.small("hello", hello, f"hello-{self._nonce}", self._chunk_bytes)
         self._send_after = time.monotonic() + (RESEND_SECONDS if taken else REFUSED_PAUSE_SECONDS)
         log.info("hello", head_sequence=sequence)
@@ -182,7 +169,7 @@ class Session:
         """Asks for a model, and trains on it once it is here, if everything still allows it."""
         manifest = self._head.manifest
         if manifest.phase != "running":
-            self._say(manifest.phase, manifest.phase_reason)
+            self._permission.say(manifest.phase, manifest.phase_reason)
             self.finished = manifest.phase == "finished"
             return
         if self._wanted is None and self._permitted() is not None:
@@ -205,53 +192,12 @@ class Session:
         self._make_report(wanted, model)
 
     def _permitted(self) -> tuple[Plan, PrivacyStatement] | None:
-        """What one more training may be and what it would state; None, and said why, where there is to be none now."""
         head, lineage = self._reader.current()
-        plan, plan_hash = lineage.plan, head.manifest.plan_hash
-        if plan is None or plan_hash == self._left_plan or self._is_quarantined():
-            return None
-        require_task(plan, task_hash=self._work.data.task_hash)
-        try:
-            statement = self._work.afford(plan)
-        except PlanRefusedError as error:
-            self._leave(plan_hash, "plan_refused", error.limit, reason=str(error))
-        except PrivacyBudgetExhaustedError as error:
-            self._leave(plan_hash, "budget_spent", error.limit, reason=str(error))
-        else:
-            self._tell_terms(plan, plan_hash, statement)
-            return None if self._work.wait_seconds(plan, self._draw) > 0 else (plan, statement)
-        return None
+        return self._permission.now(head, lineage, draw=self._draw)
 
-    def _is_quarantined(self) -> bool:
-        """Whether the newest table says so; said once, and once more when it is over."""
-        quarantined = require_membership(self._reader.lineage, self._work.member).quarantined
-        if quarantined:
-            self._say(QUARANTINED, WHAT_TO_DO)
-        elif self._said[0] == QUARANTINED:
-            self._said = ("", "")
-            log.info("released from quarantine")
-        return quarantined
-
-    def _tell_terms(self, plan: Plan, plan_hash: str, statement: PrivacyStatement) -> None:
-        """One line of the log for each plan, before anything is trained under it."""
-        if self._told_plan != plan_hash:
-            self._told_plan = plan_hash
-            log.info("privacy plan", budget=plan.privacy.epsilon, updates=plan.local.updates, **statement.model_dump())
-
-    def _leave(self, plan_hash: str, state: StandingState, limit: str, *, reason: str) -> None:
-        """No more trainings under this plan; the aggregator is told, so that nobody waits for this institution."""
-        self._left_plan = plan_hash
-        self._say(state, reason)
-        member = self._work.member
-        standing = Standing(
-            run_id=member.run_id,
-            institution=member.institution,
-            incarnation=member.incarnation,
-            plan_hash=plan_hash,
-            state=state,
-            limit=limit,
-            reason=reason[:200],
-        )
+    def _leave(self, plan_hash: str, state: StandingState, limit: str, reason: str) -> None:
+        """The aggregator is told, so that nobody waits for this institution under this plan."""
+        standing = outgoing.standing(self._work.member, plan_hash, state, limit=limit, reason=reason)
         self._sender.post("standing", standing, f"standing-{self._nonce}-{plan_hash[:16]}")
 
     def _choose(self) -> Wanted | None:
@@ -282,26 +228,10 @@ class Session:
     def _make_report(self, base: Wanted, model: Parameters) -> None:
         released = self._work.metrics(model, base.version)
         if released is not None:
-            report, number = self._report_of(base, *released), self._work.ledger.totals.reports
+            report = outgoing.report(self._work.member, base.version, base.blob.hash, *released)
+            number = self._work.ledger.totals.reports
             self._sender.post("report", report, f"report-{report.institution}-{report.incarnation}-{number}")
             log.info("reporting", version=report.version, epsilon=report.epsilon, **report.metrics)
-
-    def _report_of(self, base: Wanted, metrics: Metrics, epsilon: float) -> Report:
-        member = self._work.member
-        return Report(
-            run_id=member.run_id,
-            institution=member.institution,
-            incarnation=member.incarnation,
-            version=base.version,
-            model_hash=base.blob.hash,
-            metrics=metrics,
-            epsilon=epsilon,
-        )
-
-    def _say(self, state: str, reason: str) -> None:
-        if self._said != (state, reason):
-            self._said = (state, reason)
-            log.info("not training", state=state, reason=reason)
 
 
 def _require_room(plan: Plan, size: int) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from client_worker.course import Course, norms_of_update
+from client_worker.gradient_lengths import GradientLengths
 from client_worker.mechanism import LocalTraining
-from client_worker.noisy_update import noised_update
+from client_worker.noisy_update import noised_update, norm_of
 from client_worker.randomness import SecureRandom
 from client_worker.sampling import Sample, Sampler, summed_loss
 from shared.errors import FederationError, SettingsError
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
     from client_worker.noisy_sgd import NoisySgd
 
 Step = Callable[[Sample], None]
-
-
-def _never() -> bool:
-    return False
 
 
 class TrainingStoppedError(FederationError):
@@ -67,41 +65,44 @@ class LocalTrainer:
             noise_multiplier=1.0 if self._private else None,
         )
         base = to_parameters(self._noisy.model if self._private else self._plain)
-        self._trained(base, no_data(self._spec), settings, _never)
+        self._trained(base, no_data(self._spec), settings, Course())
 
     def local_update(
         self,
         base: Mapping[str, Array],
         dataset: Dataset,
         settings: LocalTraining,
-        *,
-        should_stop: Callable[[], bool] = _never,
+        course: Course | None = None,
     ) -> dict[str, Array]:
         """delta = trained - base after `settings.steps` steps, with the noise of `settings.mechanism`.
 
-        Raises TrainingStoppedError between steps once `should_stop()` holds, FederationError if a number stops being finite.
+        Raises TrainingStoppedError between steps once the course is to stop, FederationError if a number stops being finite.
         """
+        course = course or Course()
         sigma = _noise_multiplier(settings)
         if self._spec.person and dataset.persons is None:
             raise ValueError(f"task {self._spec.name} protects persons, and the dataset does not say whose its rows are")
-        delta = self._trained(base, dataset, settings, should_stop)
+        delta = self._trained(base, dataset, settings, course)
+        if settings.mechanism != "dp-sgd":
+            course.norms = norms_of_update(norm_of(delta), settings.clipping_norm if sigma else None)
         if settings.mechanism == "update-gaussian":
             return noised_update(delta, clipping_norm=settings.clipping_norm, noise_multiplier=sigma, random=self._random)
         _require_finite(delta, self._spec, settings)
         return delta
 
-    def _trained(
-        self, base: Mapping[str, Array], dataset: Dataset, settings: LocalTraining, should_stop: Callable[[], bool]
-    ) -> dict[str, Array]:
+    def _trained(self, base: Mapping[str, Array], dataset: Dataset, settings: LocalTraining, course: Course) -> dict[str, Array]:
         model = self._noisy.model if settings.mechanism == "dp-sgd" else self._plain
         load_parameters(model, base)
         model.train()
         sampler = Sampler(dataset, settings.sample_rate, random=self._random, device=self._device)
-        step = self._step(settings)
-        for _ in range(settings.steps):
-            if should_stop():
+        lengths = GradientLengths(settings.clipping_norm)
+        step = self._step(settings, lengths)
+        for number in range(settings.steps):
+            if course.should_stop():
                 raise TrainingStoppedError("local training was stopped before its last step")
             step(sampler.draw())
+            course.done = number + 1
+        course.norms = lengths.norms()
         return subtract(to_parameters(model), base)
 
     @functools.cached_property
@@ -117,7 +118,7 @@ class LocalTrainer:
         noisy.model.to(self._device)
         return noisy
 
-    def _step(self, settings: LocalTraining) -> Step:
+    def _step(self, settings: LocalTraining, lengths: GradientLengths) -> Step:
         if settings.mechanism != "dp-sgd":
             return self._plain_step(settings.learning_rate, settings.expected_rows)
         return self._noisy.stepper(
@@ -125,6 +126,7 @@ class LocalTrainer:
             clipping_norm=settings.clipping_norm,
             noise_multiplier=_noise_multiplier(settings),
             expected_rows=settings.expected_rows,
+            lengths=lengths,
         )
 
     def _plain_step(self, learning_rate: float, expected_rows: float) -> Step:
@@ -151,12 +153,11 @@ def local_update(
     base: Mapping[str, Array],
     dataset: Dataset,
     settings: LocalTraining,
-    *,
-    should_stop: Callable[[], bool] = _never,
+    course: Course | None = None,
 ) -> dict[str, Array]:
     """A single update by a trainer of its own, on the CPU."""
     trainer = LocalTrainer(spec, device="cpu", private=settings.mechanism == "dp-sgd")
-    return trainer.local_update(base, dataset, settings, should_stop=should_stop)
+    return trainer.local_update(base, dataset, settings, course)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,8 +6,8 @@ from functools import partial
 
 from rich.table import Table
 
+from client_worker.charging import allowed_noise
 from client_worker.ledger_rows import Totals
-from client_worker.local_work import allowed_noise
 from client_worker.mechanism import charge_of, statement_of
 from client_worker.policy import PlanRefusedError, Policy, check_steps
 from client_worker.privacy import epsilon_after, epsilon_if_replaced, planned_noise_multiplier

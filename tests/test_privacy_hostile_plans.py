@@ -13,7 +13,8 @@ from broker_config.connection import ConnectionSettings
 from client_worker.ledger import Ledger
 from client_worker.ledger_rows import charge_in
 from client_worker.local_data import open_data
-from client_worker.local_work import Base, LocalWork
+from client_worker.local_work import LocalWork
+from client_worker.outgoing import Base
 from client_worker.policy import PlanRefusedError
 from client_worker.privacy import epsilon_after
 from shared import messages

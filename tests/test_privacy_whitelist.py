@@ -18,6 +18,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from broker_config.connection import ConnectionSettings
+from client_worker.course import Course
 from client_worker.data import load_dataset
 from client_worker.local_data import open_data
 from shared import messages
@@ -155,7 +156,7 @@ def test_no_figure_leaves_as_it_was_before_the_noise(published):
 def test_the_delta_that_leaves_is_as_far_from_the_true_one_as_the_noise_says(published):
     far, (updates, deltas) = [], zip(*published.updates(), strict=True)
     for (base, local), delta in zip(published.trained, deltas, strict=True):
-        true = published.data.train(base, replace(local, noise_multiplier=1e-9), lambda: False)
+        true = published.data.train(base, replace(local, noise_multiplier=1e-9), Course())
         far.append(flat(delta) - flat(true))
     std = noise_std(updates[0].privacy, published.plan, NUM_EXAMPLES)
     assert std is not None

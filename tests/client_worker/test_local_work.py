@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from client_worker.ledger import Ledger
-from client_worker.local_work import Base, LocalWork
+from client_worker.local_work import LocalWork
+from client_worker.outgoing import Base
 from client_worker.policy import PlanRefusedError, Policy, ReportPolicy
 from shared import messages
 from shared.errors import PrivacyBudgetExhaustedError, StorageError

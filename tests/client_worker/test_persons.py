@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from client_worker.course import Course
 from client_worker.local_data import open_data
 from client_worker.noisy_sgd import NoisySgd
 from client_worker.randomness import SecureRandom
@@ -160,5 +161,5 @@ def test_an_institution_whose_task_names_persons_states_them_as_its_unit(tmp_pat
     data = open_data(load(ClientSettings, SETTINGS, path=tmp_path / "client.toml"))
 
     assert (data.unit, data.units) == ("person", 2)
-    delta = data.train({"weight": np.zeros((1, 1)), "bias": np.zeros(1)}, local(2, noise_multiplier=1.0), lambda: False)
+    delta = data.train({"weight": np.zeros((1, 1)), "bias": np.zeros(1)}, local(2, noise_multiplier=1.0), Course())
     assert np.isfinite(flat(delta)).all()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from client_worker.course import Course
 from client_worker.training import LocalTrainer, TrainingStoppedError, choose_device, local_update
 from shared.errors import FederationError, SettingsError
 from shared.tasks.features import Dataset
@@ -86,7 +87,7 @@ def test_a_request_to_stop_is_heard_between_steps() -> None:
         return len(asked) == 3
 
     with pytest.raises(TrainingStoppedError):
-        local_update(task(2), initial_parameters(task(2), 0), rows(5, 2), local(5, steps=10), should_stop=should_stop)
+        local_update(task(2), initial_parameters(task(2), 0), rows(5, 2), local(5, steps=10), Course(should_stop))
     assert len(asked) == 3
 
 
