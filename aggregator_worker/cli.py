@@ -15,8 +15,9 @@ from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect, guard_of
-from broker_config.service import process_name, read_settings, stop_on_signals
+from broker_config.service import ShowVersion, process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
+from shared.command_page import lay_out
 from shared.errors import SettingsError
 from shared.logs import configure
 from shared.messages import Metrics, Report
@@ -25,13 +26,14 @@ from shared.parameters import Parameters
 from shared.tasks.spec import parse_task
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
 def aggregator(
     config: Annotated[Path, typer.Option(help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")],
     check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
+    show_version: ShowVersion = False,
 ) -> None:
     """Folds the institutions' updates into new versions of the global model, as they arrive."""
     stopping = threading.Event() if check else stop_on_signals()
@@ -100,6 +102,17 @@ def check_broker(settings: AggregatorSettings) -> str:
         demand_rows(lineage.plan.ending, held_out=settings.held_out_file is not None)
     members = sum(not entry.removed for entry in (lineage.table or {}).values())
     return f"ok: run {head.manifest.run_id}, version {head.manifest.version}, {members} institutions, {head.manifest.phase}"
+
+
+lay_out(
+    app,
+    {
+        "aggregator": (
+            "fedqueue-aggregator --config federation/aggregator.toml --check",
+            "fedqueue-aggregator --config /etc/fedqueue/aggregator.toml",
+        )
+    },
+)
 
 
 def main() -> None:

@@ -6,13 +6,27 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import typer
 
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings, load
 
 Settings = TypeVar("Settings", bound=WorkerSettings)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedqueue {metadata.version('fedqueue')}")
+        raise typer.Exit
+
+
+ShowVersion = Annotated[
+    bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version of fedqueue this is, and end.")
+]
 
 
 def read_settings(settings_type: type[Settings], config: Path) -> Settings:

@@ -10,13 +10,14 @@ import structlog
 import typer
 
 from broker_config.connection import connect
-from broker_config.service import process_name, read_settings, stop_on_signals
+from broker_config.service import ShowVersion, process_name, read_settings, stop_on_signals
 from client_worker.check import doubtful_count, require_broker, require_credentials
 from client_worker.dataset_entry import dataset_facts, with_count
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalWork, Member
 from client_worker.settings import ClientSettings
 from client_worker.worker import run
+from shared.command_page import GroupPage, epilog, lay_out
 from shared.logs import configure
 from shared.outermost import run_program
 
@@ -24,7 +25,23 @@ if TYPE_CHECKING:
     from client_worker.personalise import Version
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=GroupPage,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=epilog(
+        (
+            "fedqueue-client --config institutions/north/client.toml --check",
+            "fedqueue-client --config /etc/fedqueue/north/client.toml",
+        )
+    ),
+)
+EXAMPLES = {
+    "personalise": (
+        "fedqueue-client personalise --config client.toml --best",
+        "fedqueue-client personalise --config client.toml --version 40 --test test.csv --out own.safetensors",
+    ),
+}
 
 
 ConfigFile = typer.Option("--config", help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")
@@ -36,6 +53,7 @@ def client(
     config: Annotated[Path | None, ConfigFile] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what is wrong with keys, data or broker, then end.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
+    show_version: ShowVersion = False,
 ) -> None:
     """Trains on this institution's data and publishes noised updates; the data stay here."""
     if context.invoked_subcommand is not None:
@@ -112,6 +130,9 @@ def member(settings: ClientSettings) -> Member:
         at_least_seconds=settings.at_least_seconds,
         leave_when_finished=settings.leave_when_finished,
     )
+
+
+lay_out(app, EXAMPLES)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import typer
 from operator_console.audit import Event, Run, aggregator_events, in_order, runs
 from operator_console.broker_log import broker_events
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import institutions
 from operator_console.federation_folder import FederationFolder
 from shared.errors import SettingsError
 
@@ -37,7 +38,9 @@ def audit(  # noqa: PLR0913 - typer takes one parameter for each option
         list[Path] | None,
         typer.Option(metavar="FILE", help="An aggregator's log, also .gz; repeatable."),
     ] = None,
-    institution: Annotated[str | None, typer.Option(help="Only what it did, or somebody under its name.")] = None,
+    institution: Annotated[
+        str | None, typer.Option(autocompletion=institutions, help="Only what it did, or somebody under its name.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only what came after: 2026-11-21T08:00, or 30min, 2h, 7d ago.")
     ] = None,

@@ -7,11 +7,13 @@ import structlog
 import typer
 from rich.console import Console
 
+from broker_config.service import ShowVersion
 from operator_console.audit_command import audit
 from operator_console.backup_commands import backup, republish, restore
 from operator_console.broker_commands import broker_app
 from operator_console.ca_commands import ca_app
-from operator_console.command_options import EpsilonText, Grouped, epsilon_of
+from operator_console.command_examples import EXAMPLES
+from operator_console.command_options import EpsilonText, epsilon_of
 from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
@@ -26,30 +28,23 @@ from operator_console.roll_back_command import roll_back
 from operator_console.simulate_command import simulate
 from operator_console.status import status
 from operator_console.sweep_command import sweep
+from shared.command_page import GroupPage, lay_out
 from shared.logs import configure
 from shared.outermost import run_program
 
+FOUND, OPERATE, PEOPLE = "Found a federation", "Operate it", "Who takes part"
+MODEL, KEEP, TRY = "The model, and what it is made of", "Keep it, and bring it back", "Try it on this machine"
+
 # Plain help and errors: a wrong value is one sentence that a script can show as well.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(broker_app, name="broker")
-app.add_typer(ca_app, name="ca")
-app.add_typer(institution_app, name="institution")
-app.add_typer(kit_app, name="kit")
-app.add_typer(dead_letter_app, name="dead-letters")
-app.add_typer(lineage_app, name="lineage")
-app.add_typer(privacy_app, name="privacy")
+app = typer.Typer(cls=GroupPage, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
-def fedqueue() -> None:
+def fedqueue(show_version: ShowVersion = False) -> None:
     """Asynchronous federated learning in which RabbitMQ is the only thing the institutions share."""
     configure(level="error")
 
 
-app.command(cls=Grouped)(init)
-
-
-@app.command()
 def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     *,
     task: Annotated[str, typer.Option(help="sba-loans, credit-default, heart-disease, digits or mnist.")] = "sba-loans",
@@ -82,12 +77,6 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     run_demo(options, Console(quiet=quiet))
 
 
-app.command("roll-back")(roll_back)
-app.command()(status)
-app.command()(model)
-
-
-@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]) -> None:
     """Write report.html again from the other files of a run."""
     from operator_console.report import write_report
@@ -95,8 +84,26 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
 
 
-for command in (stop, pause, resume, replay, doctor, audit, backup, restore, republish, simulate, sweep):
-    app.command()(command)
+COMMANDS = {
+    FOUND: (init,),
+    OPERATE: (status, doctor, audit, pause, resume, stop),
+    MODEL: (model, replay, roll_back),
+    KEEP: (backup, restore, republish),
+    TRY: (demo, simulate, sweep, report),
+}
+GROUPS = {
+    FOUND: {"broker": broker_app, "ca": ca_app},
+    OPERATE: {"dead-letters": dead_letter_app},
+    PEOPLE: {"institution": institution_app, "kit": kit_app, "privacy": privacy_app},
+    MODEL: {"lineage": lineage_app},
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for panel, groups in GROUPS.items():
+    for name, group in groups.items():
+        app.add_typer(group, name=name, rich_help_panel=panel)
+lay_out(app, EXAMPLES)
 
 
 def main() -> None:

@@ -3,14 +3,13 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from operator_console.broker_commands import DEFAULT_FOLDER
 
-__all__ = ["DEFAULT_FOLDER", "EpsilonText", "Folder", "Grouped", "bytes_of", "epsilon_of", "figure_of", "positive"]
+__all__ = ["DEFAULT_FOLDER", "EpsilonText", "Folder", "bytes_of", "epsilon_of", "figure_of", "positive"]
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
 _UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))}
 
@@ -62,18 +61,3 @@ def figure_of(text: str | None) -> tuple[str, float | None]:
     if not name.strip() or not math.isfinite(value):
         raise typer.BadParameter(f"{text!r} is not a figure and its value, such as auc=0.78", param_hint="--stop-at")
     return name.strip(), value
-
-
-class Grouped(TyperCommand):
-    """A command whose plain help lists its options under the headings that each names as `rich_help_panel`."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the groups in the order in which their first options stand."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import builtin_tasks
+from shared.did_you_mean import suggestion
 from shared.errors import SettingsError
 
 Row = dict[str, str]
@@ -123,7 +124,7 @@ def prepare(task: str, *, institutions: int | None, seed: int, folder: Path, spl
 
 def _groups(task: str, institutions: int | None, seed: int, split: str | None) -> list[Group]:
     if task not in builtin_tasks.TASKS:
-        raise SettingsError(f"no built-in task is called {task!r}; there are {', '.join(builtin_tasks.TASKS)}")
+        raise SettingsError(f"no built-in task is called {task!r}: {suggestion(task, builtin_tasks.TASKS)}")
     splits = SPLITS.get(task, ())
     if split is not None and split not in splits:
         raise SettingsError(

@@ -17,6 +17,7 @@ from broker_config.logins import Logins
 from broker_config.secret_files import demand_private
 from broker_config.written import write_private
 from operator_console.kit import EXPLAINED, KEYS, PASSWORD_FILE
+from shared.did_you_mean import suggestion
 from shared.errors import SettingsError
 from shared.messages import pseudonym
 from shared.plan import Plan
@@ -148,6 +149,16 @@ class FederationFolder:
         """Institution by pseudonym."""
         secret = self.run_secret()
         return {pseudonym(secret, each.id): each.id for each in self.facts().institutions}
+
+    def stranger(self, institution: str) -> SettingsError:
+        """The error for a name that is no institution of this federation: whom was meant, and who there is."""
+        known = [each.id for each in self.facts().institutions if not each.removed and each.id != institution]
+        return SettingsError(f"{institution} is not a member: {suggestion(institution, known)}")
+
+    def demand_known(self, institution: str) -> None:
+        """Raises SettingsError for a name that no institution of this federation has, nor a removed one had."""
+        if institution not in [each.id for each in self.facts().institutions]:
+            raise self.stranger(institution)
 
     def demand_empty(self) -> None:
         """Raises SettingsError where a federation is here already."""

@@ -22,6 +22,7 @@ from broker_config.provision import provision, remove_institution, revoke_login
 from broker_config.topology import checked_institution, update_queue
 from operator_console.broker_tls import CONFIGURATION, SERVER_FOLDER
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import institutions
 from operator_console.credentials import certify, enrol, withdraw
 from operator_console.expiry import expiries, warnings_of
 from operator_console.federation_folder import ClientOptions, Facts, FederationFolder, InstitutionFacts
@@ -40,7 +41,7 @@ institution_app = typer.Typer(help="Who takes part in a federation.", no_args_is
 UNHEARD_SECONDS = 10.0
 LONGEST_REASON = 200
 COLUMNS = ("id", "title", "state", "updates", "epsilon", "incarnation", "strikes", "valid until")
-Id = Annotated[str, typer.Argument(metavar="ID", help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
+Id = Annotated[str, typer.Argument(metavar="ID", autocompletion=institutions, help="1 to 64 of the letters A-Z a-z 0-9 _ -")]
 Request = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What `fedqueue kit request` wrote there, so that no private key leaves the institution."),
@@ -212,7 +213,7 @@ def present(federation: FederationFolder, desk: OrderDesk, institution: str) -> 
     """A member's entry. Raises SettingsError for a stranger and for one that was removed."""
     entry = desk.table.get(pseudonym(federation.run_secret(), institution))
     if entry is None:
-        raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
+        raise federation.stranger(institution)
     if entry.removed:
         raise SettingsError(f"{institution} was removed: nothing of it is folded, and it has no queue")
     return entry
@@ -308,7 +309,7 @@ def _own_folder(federation: FederationFolder, login: str) -> Path | None:
 def _demand_renewable(federation: FederationFolder, institution: str, request: KitRequest | None) -> None:
     keys = load_trust(federation.operator_keys).institutions.get(institution)
     if keys is None:
-        raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
+        raise federation.stranger(institution)
     if request is not None and request.keys != keys:
         raise SettingsError(
             f"the request has other message keys than {institution}, and a renewal changes none: it must be made in the folder "
@@ -321,7 +322,7 @@ def _demand_renewable(federation: FederationFolder, institution: str, request: K
 def _demand_known(federation: FederationFolder, desk: OrderDesk, institution: str) -> None:
     known = {each.id for each in federation.facts().institutions}
     if institution not in known and pseudonym(federation.run_secret(), institution) not in desk.table:
-        raise SettingsError(f"{institution} is not a member; `fedqueue institution list` shows who is")
+        raise federation.stranger(institution)
 
 
 def shut_out(federation: FederationFolder, institution: str) -> None:

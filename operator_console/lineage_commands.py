@@ -17,6 +17,7 @@ from broker_config.streams import IDLE_SECONDS, UninitialisedError, last_offset,
 from broker_config.topology import LINEAGE
 from operator_console.chain_audit import ChainAudit, Found
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import versions
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import standing_text
 from shared.broker import Broker
@@ -41,7 +42,7 @@ def verify(folder: Folder = DEFAULT_FOLDER) -> None:
 
 
 @lineage_app.command()
-def show(version: Annotated[int, typer.Argument(min=0)], folder: Folder = DEFAULT_FOLDER) -> None:
+def show(version: Annotated[int, typer.Argument(min=0, autocompletion=versions)], folder: Folder = DEFAULT_FOLDER) -> None:
     """Show which updates a version is made of, from whom, on which base, with what weight, and what was not folded then."""
     federation = FederationFolder(folder)
     with closing(connect(federation.logins().settings(OPERATOR), name="fedqueue-lineage")) as broker:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import count, takewhile
 from typing import Any
 
@@ -11,6 +10,7 @@ from broker_config.topology import MIB
 from broker_config.topology import Limits as BrokerLimits
 from client_worker.policy import Noised
 from shared.codec import Dtype
+from shared.did_you_mean import suggestion
 from shared.errors import SettingsError
 from shared.messages import SMALL_BYTES, encode_model
 from shared.parameters import Parameters
@@ -166,9 +166,7 @@ def ending_for(spec: TaskSpec, **chosen: Any) -> Ending:
     """
     allowed, metric = METRICS[spec.kind], chosen.get("metric") or spec.first_metric
     if metric not in allowed:
-        near = get_close_matches(metric, allowed, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise SettingsError(f"a {spec.kind} task has no figure {metric!r}: {meant}It has {', '.join(allowed)}")
+        raise SettingsError(f"a {spec.kind} task has no figure {metric!r}: {suggestion(metric, allowed)}")
     return Ending(**{**chosen, "metric": metric})
 
 

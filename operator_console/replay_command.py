@@ -19,6 +19,7 @@ from broker_config.streams import fetch_model, fetch_state, first_offset, record
 from broker_config.topology import LINEAGE, MODEL, STATE
 from operator_console import replay_course
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import institutions, versions
 from operator_console.federation_folder import FederationFolder
 from operator_console.journal import Journal, JournalGapError
 from operator_console.lineage_commands import NoSuchVersionError
@@ -60,8 +61,12 @@ class Result:
 
 
 def replay(
-    version: Annotated[int | None, typer.Option(min=0, help="The version to rebuild; without it, the newest.")] = None,
-    without: Annotated[str | None, typer.Option(metavar="INSTITUTION", help="Leave out this institution's updates.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, autocompletion=versions, help="The version to rebuild; without it, the newest.")
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(metavar="INSTITUTION", autocompletion=institutions, help="Leave out this institution's updates.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Write the parameters there.")] = None,
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
@@ -74,7 +79,7 @@ def replay(
         )
     left_out = None if without is None else pseudonym(federation.run_secret(), without)
     if left_out is not None and left_out not in names:
-        raise SettingsError(f"{without} is not an institution of this federation; `fedqueue institution list` shows them")
+        raise federation.stranger(without or "")
     with closing(connect(logins.settings(OPERATOR), name="fedqueue-replay")) as broker:
         result = rebuilt(broker, names, version=version, without=left_out)
     for line in lines(result, without):

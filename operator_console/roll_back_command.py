@@ -17,6 +17,7 @@ from broker_config.service import read_settings
 from broker_config.streams import fetch_model
 from broker_config.topology import LINEAGE, MODEL
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import institutions, versions
 from operator_console.federation_folder import FederationFolder
 from operator_console.institution_commands import confine
 from operator_console.lineage_commands import NoSuchVersionError
@@ -60,8 +61,12 @@ class Prospect:
 
 
 def roll_back(
-    without: Annotated[str | None, typer.Option(metavar="INSTITUTION", help="Leave out this institution's updates.")] = None,
-    to: Annotated[int | None, typer.Option(min=0, metavar="VERSION", help="Leave out everything after it.")] = None,
+    without: Annotated[
+        str | None, typer.Option(metavar="INSTITUTION", autocompletion=institutions, help="Leave out this institution's updates.")
+    ] = None,
+    to: Annotated[
+        int | None, typer.Option(min=0, metavar="VERSION", autocompletion=versions, help="Leave out everything after it.")
+    ] = None,
     *,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="First put the institution into quarantine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
@@ -93,8 +98,7 @@ def roll_back(
 def _demand_confined(request: Request, *, or_will_be: bool) -> None:
     """Raises SettingsError where the institution's next update would only be folded again."""
     name = request.without or ""
-    if request.alias not in request.federation.names():
-        raise SettingsError(f"{name} is not an institution of this federation; `fedqueue institution list` shows them")
+    request.federation.demand_known(name)
     with order_desk(request.federation) as desk:
         entry = desk.table.get(request.alias)
     if entry is not None and not (entry.quarantined or entry.removed or or_will_be):

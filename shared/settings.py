@@ -5,13 +5,15 @@ are paths relative to the settings file.
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from shared.did_you_mean import nearest
 from shared.errors import SettingsError
 
 PREFIX = "FEDQUEUE_"
@@ -54,17 +56,20 @@ def load(settings_type: type[Settings], text: str, *, path: PurePath) -> Setting
     except UnreadableVariable as error:
         raise SettingsError(f"the environment, {PREFIX}...: {error}; a variable for a whole table must be JSON") from None
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{path}: {line}" for line in explain(error))) from None
+        raise SettingsError("\n".join(f"{path}: {line}" for line in explain(error, settings_type))) from None
 
 
-def explain(error: ValidationError) -> list[str]:
-    """One sentence for each wrong key."""
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One sentence for each wrong key. With the model to be read, an unknown key is told with the one nearest to it."""
     lines = []
     for item in error.errors(include_input=False, include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "the file"
         match item["type"]:
             case "extra_forbidden":
-                lines.append(f"unknown key {key!r}; remove it or correct its spelling")
+                near = nearest(str(item["loc"][-1]), _keys(model, item["loc"][:-1]))
+                lines.append(
+                    f"unknown key {key!r}; " + (f"did you mean {near}?" if near else "remove it or correct its spelling")
+                )
             case "missing":
                 lines.append(f"the key {key!r} is missing; add it, or set {PREFIX}{key.upper().replace('.', '__')}")
             case _ if not item["loc"]:
@@ -72,6 +77,17 @@ def explain(error: ValidationError) -> list[str]:
             case _:
                 lines.append(f"key {key!r}: {item['msg']}")
     return lines
+
+
+def _keys(model: Any, place: Sequence[int | str]) -> list[str]:
+    """The keys of a table within a model, which may stand in a union or a list; none where it is no table."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        if not place:
+            return list(model.model_fields)
+        field = model.model_fields.get(str(place[0]))
+        return [] if field is None else _keys(field.annotation, place[1:])
+    inner = place[1:] if place and isinstance(place[0], int) else place
+    return [key for each in get_args(model) for key in _keys(each, inner)]
 
 
 def _resolve(values: dict[str, Any], folder: PurePath) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_skewed_digits_are_mostly_at_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "institutions", "split", "said"),
     [
-        ("weather", None, None, "no built-in task is called 'weather'; there are sba-loans, "),
+        ("weather", None, None, "no built-in task is called 'weather': there are sba-loans, "),
         ("sba-loans", 13, None, "has 1 to 12 institutions, not 13"),
         ("heart-disease", 0, None, "has 1 to 4 institutions, not 0"),
         ("digits", 11, None, "has 1 to 10 institutions, not 11"),

@@ -140,7 +140,7 @@ def test_an_institution_goes_into_quarantine_and_comes_out_and_both_are_told(fol
         for order in (quarantine, release):
             with pytest.raises(SettingsError, match="south was removed: nothing of it is folded"):
                 order("south", folder=folder)
-            with pytest.raises(SettingsError, match="west is not a member; `fedqueue institution list` shows who is"):
+            with pytest.raises(SettingsError, match="west is not a member: there "):
                 order("west", folder=folder)
     broker = connect(load(folder).settings("operator"), name="test/operator")
     told = [(each.kind, each.applied, each.reason) for record in records_of(broker) for each in record.manifest.operations]

@@ -178,10 +178,10 @@ def test_the_best_version_goes_by_the_tasks_first_figure_unless_another_is_named
 def test_a_figure_that_the_task_has_not_is_refused_with_the_one_that_was_meant():
     spec = parse_task(builtin_tasks.task_text("heart-disease"), source="task")
     with pytest.raises(
-        SettingsError, match="a binary task has no figure 'acuracy': did you mean accuracy\\? It has auc, log_loss"
+        SettingsError, match="a binary task has no figure 'acuracy': did you mean accuracy\\? There are auc, log_loss"
     ):
         ending_for(spec, metric="acuracy")
-    with pytest.raises(SettingsError, match="a binary task has no figure 'mae': It has auc"):
+    with pytest.raises(SettingsError, match="a binary task has no figure 'mae': there are auc"):
         ending_for(spec, metric="mae")
 
 
