@@ -117,6 +117,11 @@ class PrivateNode:
                 raise BrokerUnavailableError(f"RabbitMQ did not start in {self.folder}: {self._last_words()}")
             time.sleep(0.05)
 
+    def demand_alive(self) -> None:
+        """Raises BrokerUnavailableError when it ended although nobody asked it to."""
+        if self._started and self._started[-1].poll() is not None:
+            raise BrokerUnavailableError(f"RabbitMQ in {self.folder} has ended: {self._last_words()}")
+
     def stop(self) -> None:
         """Stops the node in its own time; its data stays for a later `start`."""
         end_all(self.folder, grace_seconds=_STOP_SECONDS)

@@ -3,8 +3,8 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,26 +14,28 @@ from rich.console import Console
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR, VIEWER
 from broker_config.logins import Logins, create, logins_from_environment
-from broker_config.node import start_node
+from broker_config.node import PrivateNode, start_node
 from broker_config.provision import remove_vhost
 from broker_config.service import ending_on_sigterm
+from operator_console.blows import AGGREGATOR, Blow, chaos, killed_institution
 from operator_console.demo_data import DemoInstitution, prepare
 from operator_console.demo_results import Comparing, write_results
 from operator_console.demo_run import DemoRun
 from operator_console.federation_folder import ClientOptions, FederationFolder, InstitutionFacts
 from operator_console.founding import Founding, found_federation
 from operator_console.kept_model import best_parameters
+from operator_console.lineage_commands import audited
 from operator_console.live_view import watch
 from operator_console.observer import newest_model
 from operator_console.plan_options import PlanOptions, demo_ending
 from operator_console.sample_data import REPORTS_AT_MOST, count_rows
 from operator_console.summary import final_table, summarise
-from operator_console.view_state import Shown
+from operator_console.view_state import Shown, ViewState
 from operator_console.worker_processes import WorkerProcess, entry_point, watched_over
 from shared.broker import Broker
 from shared.errors import SettingsError
 from shared.tasks.spec import TaskSpec, parse_task
-from simulator.schedule import Schedule, schedule
+from simulator.schedule import SLOWDOWN, Schedule, schedule, updates_in_all
 
 RUNS = Path("runs")
 MAX_WAIT_SECONDS = 1.0
@@ -51,16 +53,17 @@ class DemoOptions:
     epsilon: float | None = 3.0
     split: str | None = None
     sealed: bool = False
+    chaos: bool = False
     out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the federation runs: its broker's logins, and how much room that broker's disk has where it is known."""
+    """Where the federation runs: its broker's logins, and that broker where it is our own."""
 
     folder: FederationFolder
     logins: Logins
-    free_bytes: int | None = None
+    node: PrivateNode | None = None
 
     def as_operator(self) -> Broker:
         """A connection with the operator's login, to look on."""
@@ -87,10 +90,12 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         place = stack.enter_context(_broker(folder))
         _found(place, banks, options, updates=updates, timetable=timetable)
         comparison = stack.enter_context(Comparing(folder, seed=options.seed, updates=updates))
-        run = stack.enter_context(DemoRun(place.as_operator, folder, _workers(folder, banks), timetable))
-        shown = _shown(folder, spec)
-        watch(lambda: run.tick(shown), console=console)
-        run.end()
+        workers = _workers(folder, banks)
+        blows = _blows(place, workers, timetable, updates=updates_in_all(len(banks), updates) if options.chaos else None)
+        run = stack.enter_context(DemoRun(place.as_operator, folder, workers, blows))
+        _play(run, place, timetable, _shown(folder, spec), console)
+        if options.chaos:
+            console.print(after_chaos(place, blows), highlight=False)
         model, best = newest_model(place.as_operator), best_parameters(place.as_operator)
         console.print("measuring the models and writing the report", highlight=False)
         outcome = comparison.outcome(spec, model)
@@ -99,6 +104,38 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     console.print(final_table(summary))
     console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.path
+
+
+def _blows(place: Place, workers: Mapping[str, WorkerProcess], timetable: Schedule, *, updates: int | None) -> list[Blow]:
+    """One bank is killed in any case; with `updates`, of the whole run, so is everything else."""
+    blows = [] if timetable.killed is None else [killed_institution(workers[timetable.killed], timetable.killed_after)]
+    if updates is not None:
+        files = {name: place.folder.client_file(name) for name in workers if name != AGGREGATOR}
+        blows += chaos(workers, timetable, updates=updates, node=place.node, client_files=files)
+    return blows
+
+
+def _play(run: DemoRun, place: Place, timetable: Schedule, shown: Shown, console: Console) -> None:
+    if timetable.slow is not None:
+        run.tell("slow", timetable.slow, f"is {SLOWDOWN:.0f} times slower than the others, on purpose")
+    watch(lambda: _tick(run, place, shown), console=console)
+    run.end()
+
+
+def _tick(run: DemoRun, place: Place, shown: Shown) -> ViewState | None:
+    if place.node is not None:
+        place.node.demand_alive()
+    return run.tick(shown)
+
+
+def after_chaos(place: Place, blows: Sequence[Blow]) -> str:
+    """What is left of it all: every link of the lineage is checked. Raises BrokenLineageError where one does not hold."""
+    with closing(place.as_operator()) as broker:
+        found = audited(broker)
+    return (
+        f"{sum(blow.struck for blow in blows)} blows, nothing lost: {found.last_version} versions under {found.epochs} epochs, "
+        f"{found.outcomes['aggregated']} updates in them, each once; every link of the lineage holds"
+    )
 
 
 def _new_folder(options: DemoOptions) -> FederationFolder:
@@ -124,7 +161,7 @@ def _broker(folder: FederationFolder) -> Iterator[Place]:
     try:
         node = cluster.nodes[0]
         logins = create(node=node.amqp, management=node.management_url, admin_password=node.admin_password)
-        yield Place(folder, logins, node.free_bytes)
+        yield Place(folder, logins, node)
     finally:
         cluster.stop(remove=True)
 
@@ -155,7 +192,7 @@ def _found(place: Place, banks: Sequence[DemoInstitution], options: DemoOptions,
         seed=options.seed,
         held_out="held_out.csv",
         clients=clients,
-        free_bytes=place.free_bytes,
+        free_bytes=None if place.node is None else place.node.free_bytes,
         sealed=options.sealed,
     )
     found_federation(place.folder, place.logins, founding)
@@ -171,7 +208,7 @@ def _workers(folder: FederationFolder, banks: Sequence[DemoInstitution]) -> dict
         return WorkerProcess(name, command, folder.log_file(name), folder.path)
 
     return {
-        "aggregator": worker("aggregator", "fedqueue-aggregator", folder.aggregator_file),
+        AGGREGATOR: worker(AGGREGATOR, "fedqueue-aggregator", folder.aggregator_file),
         **{bank.id: worker(bank.id, "fedqueue-client", folder.client_file(bank.id)) for bank in banks},
     }
 

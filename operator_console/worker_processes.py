@@ -54,6 +54,14 @@ class WorkerProcess:
             self._process.wait()
             self._process = None
 
+    def freeze(self) -> None:
+        """SIGSTOP: it stands still, and its connection with it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def demand_alive(self) -> None:
         """Raises WorkerEndedError when it ended although nobody asked it to."""
         if self._process is not None and self._process.poll() is not None:
