@@ -1,8 +1,8 @@
 """Runs the services of docker-compose.yml without an engine: `unshare --net --mount --pid ... python rehearsing.py FOLDER`.
 
 Each service gets a root folder of its own, read-only, with its volumes in it, and runs as its user with its capabilities. For
-the images stand this machine with .venv, and the Debian of .rabbitmq4. All services share a network that leads nowhere. Prints
-what was found as JSON.
+the images stand this machine with .venv and its Prometheus, and the Debian of .rabbitmq4; Grafana, which no distribution has, is
+left out. All services share a network that leads nowhere. Prints what was found as JSON.
 """
 
 import hashlib
@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,10 @@ SYSTEM = ("usr", "opt")
 LINKS = ("bin", "sbin", "lib", "lib64")
 WORKER = "10001:10001"  # USER of deploy/Dockerfile
 ONCE = ("prepare", "found")
+BANKS = ("banco-popular", "bank-of-america", "capital-one")
+WORKERS = ("aggregator", *BANKS)
+FIGURES = "https://localhost:15691/metrics/detailed?family=queue_coarse_metrics"
+LEFT_OUT = "grafana"
 REMOVED = "banco-popular"
 PATIENCE_SECONDS = 120
 # Another environment with fedqueue in it, for example one made by the commands of deploy/Dockerfile.
@@ -131,6 +137,12 @@ def mount(*words: str | Path) -> None:
     subprocess.run(["mount", *words], check=True)
 
 
+def addresses(settings: dict) -> list[str]:
+    """Those that the services have by name in the file."""
+    networks = [each["networks"] for each in settings.values() if isinstance(each.get("networks"), dict)]
+    return [place["ipv4_address"] for each in networks for place in each.values() if place]
+
+
 def listening() -> list[str]:
     """Addresses and ports on which anything listens."""
     shown = subprocess.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"], capture_output=True, text=True, check=True)
@@ -174,12 +186,42 @@ def version_made(operator: Service) -> int:
     return int(version)
 
 
+def asked_by(prometheus: Service) -> dict[str, str]:
+    """How each of Prometheus' jobs is, once all are up or patience ends."""
+    process = prometheus.start(prometheus.settings["entrypoint"] + prometheus.settings["command"])
+    prometheus.wait_until_healthy()
+    place = prometheus.settings["networks"]["screens"]["ipv4_address"]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    health: dict[str, str] = {}
+    while set(health.values()) != {"up"} and time.monotonic() < deadline:
+        time.sleep(1)
+        targets = httpx.get(f"http://{place}:9090/api/v1/targets").json()["data"]["activeTargets"]
+        health = {each["labels"]["job"]: each["lastError"] or each["health"] for each in targets}
+    process.send_signal(signal.SIGTERM)
+    process.wait(PATIENCE_SECONDS)
+    return health
+
+
+def figures_shown(party: Path) -> bool:
+    """Whether the broker tells its figures to whoever has the certificate in this folder or below it."""
+    (certificate,) = party.rglob("certificate.pem")
+    context = ssl.create_default_context(cafile=certificate.with_name("ca.pem"))
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    try:
+        return "rabbitmq_detailed_queue_messages" in httpx.get(FIGURES, verify=context).text
+    except httpx.NetworkError:
+        return False
+
+
 def rehearse(folder: Path) -> dict:
     """What `docker compose up` does, until the federation has made a version, and what `docker compose stop` does."""
     settings = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
-    (folder / "volumes" / "rabbitmq").mkdir(parents=True)
-    os.chown(folder / "volumes" / "rabbitmq", 999, 999)  # as the image has it
-    places = {name: Service(name, each, folder) for name, each in settings.items()}
+    for volume, owner in (("rabbitmq", 999), ("prometheus", 65534)):
+        (folder / "volumes" / volume).mkdir(parents=True)
+        os.chown(folder / "volumes" / volume, owner, owner)  # as the image has it
+    for address in addresses(settings):
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    places = {name: Service(name, each, folder) for name, each in settings.items() if name != LEFT_OUT}
     found: dict = {}
     places["prepare"].run()
     broker = places["rabbitmq"].start(["rabbitmq-server"])
@@ -191,10 +233,12 @@ def rehearse(folder: Path) -> dict:
         places[name].run()
     again = files(folder)
     found["changed by a second start"] = [name for name, each in found["files"].items() if again[name] != each]
-    workers = {name: places[name].start(each["command"]) for name, each in settings.items() if name not in (*ONCE, "rabbitmq")}
+    workers = {name: places[name].start(settings[name]["command"]) for name in WORKERS}
     found["secrets shown"] = secrets_shown(folder)
     found["healthy"] = {name: places[name].is_healthy() for name in workers}
     found["version"] = version_made(places["found"])
+    found["figures shown to"] = {name: figures_shown(folder / "volumes" / name) for name in ("monitoring", *WORKERS)}
+    found["asked by Prometheus"] = asked_by(places["prometheus"]) if shutil.which("prometheus") else None
     places["found"].ask(["fedqueue", "institution", "remove", REMOVED, "--dir", "/federation"])
     found["let in after removal"] = {name: places[name].is_healthy() for name in workers}
     for process in workers.values():

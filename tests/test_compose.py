@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines, options_t
 from operator_console.federation_folder import InstitutionFacts
 
 PROJECT = Path(__file__).parent.parent
+PROMETHEUS = PROJECT / "deploy" / "monitoring" / "prometheus"
 FEDERATION = PROJECT / "docker-compose.yml"
 ROOT = Path(os.environ.get("FEDQUEUE_RABBITMQ_ROOT", PROJECT / ".rabbitmq4"))
 BANKS = ["banco-popular", "bank-of-america", "capital-one"]
 WORKERS = ["aggregator", *BANKS]
+MONITORING = ["prometheus", "grafana"]
 ONE_SHOT = ["prepare", "found"]
 CREDENTIALS = {"ca.pem", "certificate.pem", "key.pem", "keys/sealing.pem", "keys/signing.pem", "keys/trust.json"}
 
@@ -69,10 +73,14 @@ def test_what_runs_as_root_runs_once_and_may_only_hand_files_over(document: dict
         assert service.get("cap_add", []) == (["CHOWN", "DAC_OVERRIDE", "FOWNER"] if name in ONE_SHOT else []), name
 
 
-def test_only_the_management_ui_is_published_and_on_loopback_alone(federation: dict) -> None:
+def test_only_the_operators_screens_are_published_and_on_loopback_alone(federation: dict) -> None:
     published = {name: service["ports"] for name, service in federation["services"].items() if "ports" in service}
 
-    assert published == {"rabbitmq": ["127.0.0.1:15671:15671"]}
+    assert published == {
+        "rabbitmq": ["127.0.0.1:15671:15671"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
 
 
 def test_an_institution_alone_opens_no_port() -> None:
@@ -88,14 +96,62 @@ def test_whatever_stays_up_is_restarted_and_has_a_healthcheck(document: dict) ->
         assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}, name
 
 
+def members(federation: dict, network: str) -> set[str]:
+    return {name for name, service in federation["services"].items() if network in service.get("networks", [])}
+
+
 def test_each_party_shares_a_network_with_the_broker_alone(federation: dict) -> None:
     services = federation["services"]
     for worker in WORKERS:
-        (network,) = services[worker]["networks"]
-        members = {name for name, service in services.items() if network in service.get("networks", [])}
-        assert members == {worker, "rabbitmq"}
-        assert federation["networks"][network] == {"internal": True}
+        networks = [each for each in services[worker]["networks"] if each != "aggregator-metrics"]
+        assert networks == [worker]
+        assert members(federation, worker) == {worker, "rabbitmq"}
+        assert federation["networks"][worker] == {"internal": True}
     assert services["prepare"]["network_mode"] == "none"
+
+
+def test_only_prometheus_can_ask_the_aggregator_for_its_figures_and_only_the_screens_can_ask_prometheus(federation: dict) -> None:
+    services, networks = federation["services"], federation["networks"]
+    aggregator, prometheus = services["aggregator"], services["prometheus"]
+    settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    asked = {job["job_name"]: job.get("static_configs", [{}])[0].get("targets") for job in settings["scrape_configs"]}
+    at, screen = aggregator["networks"]["aggregator-metrics"]["ipv4_address"], prometheus["networks"]["screens"]["ipv4_address"]
+
+    assert members(federation, "aggregator-metrics") == {"aggregator", "prometheus"}
+    assert members(federation, "broker-metrics") == {"rabbitmq", "prometheus"}
+    assert members(federation, "screens") == set(MONITORING)
+    assert aggregator["environment"]["FEDQUEUE_MONITORING__LISTEN"] == f"{at}:9464"
+    assert asked["fedqueue-aggregator"] == [f"{at}:9464"]
+    assert asked["rabbitmq"] == asked["rabbitmq-queues"] == ["rabbitmq:15691"]
+    assert f"--web.listen-address={screen}:9090" in prometheus["command"]
+    for name, address in (("aggregator-metrics", at), ("screens", screen)):
+        (places,) = networks[name]["ipam"]["config"]
+        assert ip_address(address) in ip_network(places["subnet"])
+        assert ip_address(address) not in ip_network(places["ip_range"]), "Docker may give it to somebody else"
+        assert ip_network(places["ip_range"]).subnet_of(ip_network(places["subnet"]))
+    assert networks["aggregator-metrics"]["internal"]
+    assert networks["broker-metrics"]["internal"]
+
+
+def test_prometheus_and_grafana_come_only_when_asked_for_and_have_pinned_images(federation: dict) -> None:
+    services = federation["services"]
+
+    assert [name for name, each in services.items() if each.get("profiles") == ["monitoring"]] == MONITORING
+    assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", services["prometheus"]["image"])
+    assert re.fullmatch(r"grafana/grafana:\d+\.\d+\.\d+", services["grafana"]["image"])
+
+
+def test_grafana_knows_no_password_but_the_drawn_one_and_lets_nobody_in_without(federation: dict) -> None:
+    settings = ConfigParser(interpolation=None)
+    settings.read(PROJECT / "deploy" / "monitoring" / "grafana" / "grafana.ini")
+    places = dict(mounts(federation["services"]["grafana"]))
+
+    assert settings["security"]["admin_password"] == "$__file{/secrets/admin-password}"
+    assert settings["security"]["secret_key"] == "$__file{/secrets/secret-key}"
+    assert settings["auth.anonymous"]["enabled"] == settings["users"]["allow_sign_up"] == "false"
+    assert places["grafana-secrets"] == "/secrets"
+    assert places["./deploy/monitoring/grafana/grafana.ini"] == "/etc/grafana/grafana.ini"
+    assert "environment" not in federation["services"]["grafana"]
 
 
 def test_a_worker_mounts_one_named_volume_that_no_other_worker_mounts(federation: dict) -> None:
@@ -126,7 +182,24 @@ def test_the_broker_speaks_tls_only_and_takes_certificates_only(federation: dict
     assert (PROJECT / "deploy" / "advanced.config").read_text() == f"[{{rabbit, [\n    {options}\n]}}].\n"
     assert "management.ssl.port = 15671\n" in settings
     assert "management.tcp" not in settings
-    assert set(re.findall(r"\w+", (PROJECT / "deploy" / "enabled_plugins").read_text())) == {"rabbitmq_management", PLUGIN}
+    plugins = {"rabbitmq_management", "rabbitmq_prometheus", PLUGIN}
+    assert set(re.findall(r"\w+", (PROJECT / "deploy" / "enabled_plugins").read_text())) == plugins
+
+
+def test_the_brokers_figures_are_told_over_tls_to_the_monitorings_own_authority_alone() -> None:
+    lines = (PROJECT / "deploy" / "broker.conf").read_text().splitlines()
+
+    assert [line for line in lines if line.startswith("prometheus.")] == [
+        "prometheus.tcp.listener = none",
+        "prometheus.ssl.port = 15691",
+        "prometheus.ssl.cacertfile = /broker/monitoring-ca.pem",
+        "prometheus.ssl.certfile = /broker/certificate.pem",
+        "prometheus.ssl.keyfile = /broker/key.pem",
+        "prometheus.ssl.verify = verify_peer",
+        "prometheus.ssl.fail_if_no_peer_cert = true",
+        "prometheus.ssl.versions.1 = tlsv1.3",
+        "prometheus.ssl.versions.2 = tlsv1.2",
+    ]
 
 
 def test_every_file_and_volume_that_is_used_is_there(federation: dict) -> None:
@@ -169,7 +242,7 @@ def test_docker_compose_accepts_the_file(name: str) -> None:
     text = FEDERATION.read_text() if name == "federation" else kit_compose_file()
     (copy / "compose.yml").write_text(text)
     inside = Path("/") / copy.relative_to(ROOT) / "compose.yml"
-    command = ["chroot", ROOT, "env", "DATA_FOLDER=/srv/data", "docker-compose", "--file", inside, "config"]
+    command = ["chroot", ROOT, "env", "DATA_FOLDER=/srv/data", "docker-compose", "--profile", "*", "--file", inside, "config"]
 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -205,7 +278,17 @@ class TestRehearsal:
     def test_the_broker_listens_for_others_with_tls_only(self, rehearsed: dict) -> None:
         beyond = {each for each in rehearsed["listening"] if not each.startswith((LOOPBACK, "[::1]"))}
 
-        assert beyond == {"0.0.0.0:5671", "0.0.0.0:15671"}
+        assert beyond == {"0.0.0.0:5671", "0.0.0.0:15671", "0.0.0.0:15691"}
+
+    def test_prometheus_reaches_all_that_it_asks(self, rehearsed: dict) -> None:
+        jobs = ("fedqueue-aggregator", "rabbitmq", "rabbitmq-queues")
+        if shutil.which("prometheus") is None:
+            pytest.skip("there is no prometheus; setup/prometheus installs it")
+
+        assert rehearsed["asked by Prometheus"] == dict.fromkeys(jobs, "up")
+
+    def test_the_broker_tells_its_figures_to_prometheus_alone(self, rehearsed: dict) -> None:
+        assert rehearsed["figures shown to"] == {"monitoring": True} | dict.fromkeys(WORKERS, False)
 
     def test_a_removed_institution_cannot_come_back_and_the_others_go_on_and_end_as_asked(self, rehearsed: dict) -> None:
         assert rehearsed["let in after removal"] == {each: each != BANKS[0] for each in WORKERS}
@@ -218,7 +301,9 @@ class TestRehearsal:
         files = {volume: set(names) for volume, names in rehearsed["files"].items()}
         explained = {"client.toml", "task.toml", "training.csv", "validation.csv"}
 
-        assert files["broker"] == {"ca.pem", "certificate.pem", "key.pem", "definitions.json"}
+        assert files["broker"] == {"ca.pem", "certificate.pem", "key.pem", "definitions.json", "monitoring-ca.pem"}
+        assert files["monitoring"] == {"ca.pem", "certificate.pem", "key.pem"}
+        assert files["grafana-secrets"] == {"admin-password", "secret-key"}
         assert {name for name in files["aggregator"] if "/" in name} == {f"aggregator/{name}" for name in CREDENTIALS}
         for bank in BANKS:
             assert files[bank] >= CREDENTIALS | explained
