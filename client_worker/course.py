@@ -32,12 +32,16 @@ class Norms:
 
 @dataclass(slots=True, eq=False)
 class Course:
-    """Written by the training thread alone, one number at a time, and read by the loop; nothing in it is locked."""
+    """Written by the training thread alone, one number at a time, and read by the loop; nothing in it is locked.
+
+    `steps` are planned and `done` so far. `sent_norm` is the length of the noised update, which leaves.
+    """
 
     should_stop: Callable[[], bool] = _never
     steps: int = 0
     done: int = 0
     norms: Norms | None = None
+    sent_norm: float = 0.0
 
 
 def norms_of_update(norm: float, clipping_norm: float | None) -> Norms:

@@ -5,39 +5,35 @@ bytes in the outbox, PUBLISHED, SETTLED. Epsilon counts everything reserved; not
 draws no new noise.
 """
 
-import errno
-import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from client_worker.ledger_rows import SELECT_ROWS, LedgerRow, Sealed, State, Totals, chained, row_after
+from client_worker.ledger_file import SCHEMA, lock, unopened, written
+from client_worker.ledger_rows import (
+    SELECT_ROWS,
+    LedgerRow,
+    Sealed,
+    State,
+    Totals,
+    chained,
+    packed_private,
+    private_hash,
+    row_after,
+)
 from client_worker.outbox import OutboxFolder
 from shared.codec import Encoded
-from shared.errors import CheckpointError, FederationError, SettingsError, StorageError
+from shared.errors import CheckpointError, SettingsError, StorageError
 
 KEPT_SETTLED = 8
 """Settled updates kept for re-sending, in case the aggregator's watermark ever goes back."""
 ROUNDING = 1e-3
 """By so much, relatively, two accountings of one history may differ: each rounds up in its own way."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS ledger (
-    number INTEGER PRIMARY KEY, state TEXT NOT NULL, at_seconds INTEGER NOT NULL,
-    fields BLOB NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS outbox (
-    sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, size INTEGER NOT NULL,
-    content BLOB, settled INTEGER NOT NULL DEFAULT 0
-) STRICT;
-"""  # content is null where it lies in a file of its own
-
-_DISK_TROUBLE = ("SQLITE_FULL", "SQLITE_IOERR")
 
 Row = tuple[State, Mapping[str, Any]]
 Statement = tuple[str, tuple[Any, ...]]
@@ -49,6 +45,17 @@ class Reservation:
 
     number: int
     epsilon_spent: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is kept of an update besides its bytes. `known` is as public as they are; `private` never leaves this file."""
+
+    known: Mapping[str, Any] = field(default_factory=dict)
+    private: Mapping[str, Any] = field(default_factory=dict)
+
+
+NOTHING_BESIDE = Beside()
 
 
 def _nothing() -> None:
@@ -74,17 +81,17 @@ class Ledger:
         with ExitStack() as opened:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(_lock(path))
+                opened.enter_context(lock(path))
                 path.touch(mode=0o600)
                 path.chmod(0o600)  # SQLite gives the files beside it the rights that it has now
                 self._database = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=FULL")
-                self._database.executescript(_SCHEMA)
+                self._database.executescript(SCHEMA)
                 self._read_rows()
                 self._read_outbox()
             except (sqlite3.DatabaseError, OSError) as error:
-                raise _unopened(path, error) from error
+                raise unopened(path, error) from error
             self._open({"run_id": run_id, "institution": institution, "incarnation": incarnation})
             self._opened = opened.pop_all()
 
@@ -174,7 +181,12 @@ class Ledger:
             )
 
     def seal(
-        self, reservation: Reservation, encode: Callable[[int], Encoded], *, after_file: Callable[[], None] = _nothing
+        self,
+        reservation: Reservation,
+        encode: Callable[[int], Encoded],
+        beside: Beside = NOTHING_BESIDE,
+        *,
+        after_file: Callable[[], None] = _nothing,
     ) -> tuple[Sealed, Encoded]:
         """Gives the next sequence number to an update and puts its bytes and its row on disk, both or neither.
 
@@ -187,11 +199,20 @@ class Ledger:
             self._files.write(sequence, content)
             after_file()
         row = (sequence, sealed.hash, sealed.size, None if sealed.in_file else content.joined())
+        statements: list[Statement] = [("INSERT INTO outbox (sequence, hash, size, content) VALUES (?, ?, ?, ?)", row)]
+        fields = {
+            "reservation": reservation.number,
+            "sequence": sequence,
+            "hash": sealed.hash,
+            "bytes": sealed.size,
+            **beside.known,
+        }
+        if beside.private:
+            packed = packed_private(beside.private)
+            statements.append(("INSERT INTO private VALUES (?, ?)", (sequence, packed)))
+            fields["private"] = private_hash(packed)
         try:
-            self._write(
-                ("SEALED", {"reservation": reservation.number, "sequence": sequence, "hash": sealed.hash}),
-                statements=[("INSERT INTO outbox (sequence, hash, size, content) VALUES (?, ?, ?, ?)", row)],
-            )
+            self._write(("SEALED", fields), statements=statements)
         except StorageError:
             self._files.remove(sequence)
             raise
@@ -242,6 +263,14 @@ class Ledger:
         for sealed in [each for each in self._outbox.values() if each.sequence > watermark]:
             self._outbox[sealed.sequence] = replace(sealed, settled=False)
 
+    def entries(self) -> list[LedgerRow]:
+        """Every row, those too that wait to be written with the next."""
+        rows = [LedgerRow._make(row) for row in self._database.execute(SELECT_ROWS)]
+        for state, fields in self._late:
+            number, digest = (rows[-1].number, rows[-1].hash) if rows else (0, "")
+            rows.append(row_after(number, digest, state, fields, at_seconds=int(time.time())))
+        return rows
+
     def close(self) -> None:
         """Closes the file, with the rows that waited for others where there is room for them."""
         if self._late:
@@ -253,7 +282,7 @@ class Ledger:
         """One transaction, with what waited for one; returns the last row's number."""
         rows = (*self._late, *rows)
         (number, previous), now = self._last, int(time.time())
-        with _written(self._path, self._database):
+        with written(self._path, self._database):
             for statement, arguments in (*self._late_statements, *statements):
                 self._database.execute(statement, arguments)
             for state, fields in rows:
@@ -268,37 +297,3 @@ class Ledger:
         for state, fields in rows:
             self.totals.add(state, fields, now)
         return number
-
-
-def _unopened(path: Path, error: sqlite3.DatabaseError | OSError) -> FederationError:
-    """A disk that is full or fails may be well later; anything else is for a person to look at."""
-    if getattr(error, "sqlite_errorname", "").startswith(_DISK_TROUBLE) or getattr(error, "errno", None) == errno.ENOSPC:
-        return StorageError(f"{path}: {error}; free space or mend the disk, then start again")
-    return CheckpointError(f"{path} cannot be opened as a ledger: {error}")
-
-
-def _lock(path: Path) -> TextIO:
-    """Held while the process lives; the kernel drops it at a kill -9."""
-    lock = path.with_name(f"{path.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise SettingsError(f"{path} is in use by another process; this institution's worker runs already") from None
-    return lock
-
-
-@contextmanager
-def _written(path: Path, database: sqlite3.Connection) -> Iterator[None]:
-    """One transaction: durable at its end, without a trace when it fails."""
-    try:
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:  # SQLite rolls back by itself after some errors of the disk
-                database.execute("ROLLBACK")
-            raise
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: {error}; free space or mend the rights, nothing was sent") from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client_worker.ledger_reading import Kept, LedgerContent
-from client_worker.ledger_rows import LedgerRow, Totals, chained, charge_in
+from client_worker.ledger_rows import LedgerRow, Totals, chained, charge_in, private_hash
 from client_worker.mechanism import Charge
 from shared.errors import CheckpointError, FederationError
 
@@ -28,6 +28,7 @@ class LedgerAudit:
     sealed: dict[int, str] = field(default_factory=dict)
     _open_reservations: set[int] = field(default_factory=set)
     _settled: set[int] = field(default_factory=set)
+    _private: dict[int, str | None] = field(default_factory=dict)
 
     def take(self, row: LedgerRow) -> None:
         """One more row, whose place in the chain holds."""
@@ -82,10 +83,17 @@ class LedgerAudit:
             return f"it seals update {sequence} after update {len(self.sealed)}"
         self._open_reservations.remove(reservation)
         self.sealed[sequence] = fields["hash"]
+        self._private[sequence] = fields.get("private")
         return ""
 
-    def finish(self, outbox: Sequence[Kept]) -> None:
-        """Every update that is kept has the bytes that were sealed, and every one that may still be sent is kept."""
+    def finish(self, outbox: Sequence[Kept], private: Mapping[int, bytes]) -> None:
+        """Every update that is kept has the bytes that were sealed, and every one that may still be sent is kept.
+
+        Private figures may be missing, from an auditor's copy say; those that are there are as they were.
+        """
+        for sequence, packed in sorted(private.items()):
+            if self._private.get(sequence) != private_hash(packed):
+                raise WrongLedgerError(f"the private figures of update {sequence} are not those that were kept with it")
         for kept in outbox:
             sequence, digest = kept.sealed.sequence, kept.sealed.hash
             if self.sealed.get(sequence) != digest:
@@ -109,5 +117,5 @@ def audited(content: LedgerContent, epsilon: Accountant, *, source: str) -> Ledg
             audit.take(row)
     except CheckpointError as error:
         raise WrongLedgerError(str(error)) from error
-    audit.finish(content.outbox)
+    audit.finish(content.outbox, content.private)
     return audit

@@ -2,9 +2,9 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,10 +26,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class LedgerContent:
-    """Rows and outbox of one moment, unchecked."""
+    """Rows and outbox of one moment, unchecked. `private` are figures by sequence, packed, as far as they are kept."""
 
     rows: tuple[LedgerRow, ...]
     outbox: tuple[Kept, ...]
+    private: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def read_ledger(path: Path) -> LedgerContent:
@@ -52,12 +53,14 @@ def _read(path: Path) -> LedgerContent:
         database.execute("BEGIN")  # rows and outbox of the same moment
         rows = tuple(map(LedgerRow._make, database.execute(SELECT_ROWS)))
         outbox = database.execute("SELECT sequence, hash, size, settled, content FROM outbox ORDER BY sequence").fetchall()
+        has_private = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'private'").fetchone()
+        private = dict(database.execute("SELECT sequence, packed FROM private")) if has_private else {}
     files = OutboxFolder(path.with_name("outbox"))
     kept = []
     for sequence, digest, size, settled, content in outbox:
         found = content_hash(content) if content is not None else _hash_of_file(files, sequence)
         kept.append(Kept(Sealed(sequence, digest, size, bool(settled)), found))
-    return LedgerContent(rows, tuple(kept))
+    return LedgerContent(rows, tuple(kept), private)
 
 
 def _hash_of_file(files: OutboxFolder, sequence: int) -> str | None:

@@ -1,6 +1,7 @@
 """What the rows of a privacy ledger are, how each follows from the one before, and what they add up to. No disk, no clock."""
 
 import hashlib
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from shared.errors import CheckpointError
 State = Literal["OPENED", "DATASET", "COUNTED", "CARRIED", "RESERVED", "SEALED", "PUBLISHED", "SETTLED", "REPORTED"]
 SELECT_ROWS = "SELECT number, state, at_seconds, fields, previous, hash FROM ledger ORDER BY number"
 FIRST_PREVIOUS = ""
+_SALT_BYTES = 16
 
 
 class LedgerRow(NamedTuple):
@@ -52,6 +54,16 @@ def row_after(number: int, digest: str, state: State, fields: Mapping[str, Any],
 def row_hash(number: int, state: str, at_seconds: int, packed: bytes, previous: str) -> str:
     """SHA-256 of the row and, by the hash of the one before, of everything before it."""
     return hashlib.sha256(msgpack.packb([number, state, at_seconds, packed, previous])).hexdigest()
+
+
+def packed_private(figures: Mapping[str, Any]) -> bytes:
+    """What is kept beside a row and not in it, under a salt: nobody can find it out from the hash that the row holds."""
+    return bytes(msgpack.packb({**figures, "salt": secrets.token_bytes(_SALT_BYTES)}))
+
+
+def private_hash(packed: bytes) -> str:
+    """What a row holds of private figures."""
+    return hashlib.sha256(packed).hexdigest()
 
 
 def chained(rows: Iterable[LedgerRow], *, source: str) -> Iterator[LedgerRow]:

@@ -12,12 +12,13 @@ from broker_config.spool import Spool
 from client_worker import outgoing
 from client_worker.charging import affordable
 from client_worker.course import Course
-from client_worker.ledger import Ledger, Reservation
+from client_worker.ledger import Beside, Ledger, Reservation
 from client_worker.ledger_rows import Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training
 from client_worker.outgoing import Base, Terms
 from client_worker.pacing import wait_seconds
 from client_worker.policy import Policy
+from shared import parameters
 from shared.codec import Encoded
 from shared.messages import Metrics, PrivacyStatement, Unit
 from shared.parameters import Parameters
@@ -149,6 +150,7 @@ class LocalWork:
             "plan_hash": base.plan_hash,
             "dataset": self.data.fingerprint,
             "expected_rows": settings.expected_rows,
+            "epsilon_budget": plan.privacy.epsilon,
             **statement.model_dump(exclude={"epsilon_spent"}),
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
@@ -168,6 +170,7 @@ class LocalWork:
     def _train(self, model: Parameters, settings: LocalTraining, course: Course) -> Parameters:
         started = time.monotonic()
         delta = self.data.train(model, settings, course)
+        course.sent_norm = parameters.norm(delta)
         self.stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
         return delta
 
@@ -182,6 +185,7 @@ class LocalWork:
         sealed, content = self.ledger.seal(
             training.reservation,
             lambda sequence: outgoing.update(self.member, training.terms, delta, sequence),
+            _beside(training),
             after_file=lambda: self.after_step("file"),
         )
         self.training, self._fresh = None, (sealed, content)
@@ -214,3 +218,10 @@ class LocalWork:
         self._pool.shutdown()
         self.spool.close()
         self.ledger.close()
+
+
+def _beside(training: Training) -> Beside:
+    """`norm` is of the noised values, which leave anyway."""
+    terms, course = training.terms, training.course
+    known = {"norm": course.sent_norm, "noise_std": terms.noise_std, "coordinates": parameters.count(training.delta.result())}
+    return Beside(known, course.norms.fields if course.norms is not None else {})

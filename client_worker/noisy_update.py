@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from client_worker.randomness import SecureRandom
 from shared.parameters import Array
@@ -21,7 +20,7 @@ def noised_update(
     in float64 and rounded to float32 last. A delta that is not finite counts as zero, as an update that never comes would
     tell of the data too.
     """
-    flat = _flat(delta)
+    flat = np.concatenate([array.ravel() for array in delta.values()]).astype(np.float64)
     if not np.isfinite(flat).all():
         log.warning("the update is not finite and leaves as noise alone; lower the learning rate")
         flat = np.zeros_like(flat)
@@ -30,13 +29,3 @@ def noised_update(
     ends = np.cumsum([array.size for array in delta.values()])[:-1]
     pieces = np.split(noised.astype(np.float32), ends)
     return {name: piece.reshape(array.shape) for (name, array), piece in zip(delta.items(), pieces, strict=True)}
-
-
-def norm_of(delta: Mapping[str, Array]) -> float:
-    """The length of all parameters together, in float64; 0 where a number is not finite, which is as it is taken."""
-    norm = float(np.linalg.norm(_flat(delta)))
-    return norm if np.isfinite(norm) else 0.0
-
-
-def _flat(delta: Mapping[str, Array]) -> NDArray[np.float64]:
-    return np.concatenate([array.ravel() for array in delta.values()]).astype(np.float64)

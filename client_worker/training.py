@@ -7,6 +7,7 @@ over its records, and all its records are drawn or none.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from client_worker.course import Course, norms_of_update
+from client_worker.course import Course, Norms, norms_of_update
 from client_worker.gradient_lengths import GradientLengths
 from client_worker.mechanism import LocalTraining
-from client_worker.noisy_update import noised_update, norm_of
+from client_worker.noisy_update import noised_update
 from client_worker.randomness import SecureRandom
 from client_worker.sampling import Sample, Sampler, summed_loss
 from shared.errors import FederationError, SettingsError
-from shared.parameters import Array, subtract
+from shared.parameters import Array, norm, subtract
 from shared.tasks.features import Dataset, example_rows
 from shared.tasks.models import build_model, load_parameters, to_parameters
 from shared.tasks.spec import TaskSpec
@@ -84,7 +85,7 @@ class LocalTrainer:
             raise ValueError(f"task {self._spec.name} protects persons, and the dataset does not say whose its rows are")
         delta = self._trained(base, dataset, settings, course)
         if settings.mechanism != "dp-sgd":
-            course.norms = norms_of_update(norm_of(delta), settings.clipping_norm if sigma else None)
+            course.norms = _norms(delta, settings)
         if settings.mechanism == "update-gaussian":
             return noised_update(delta, clipping_norm=settings.clipping_norm, noise_multiplier=sigma, random=self._random)
         _require_finite(delta, self._spec, settings)
@@ -184,3 +185,10 @@ def _require_finite(delta: Mapping[str, Array], spec: TaskSpec, settings: LocalT
                 f"task {spec.name}: the array {name!r} is no longer finite after local training with learning rate "
                 f"{settings.learning_rate:g}; lower the learning rate, nothing was published"
             )
+
+
+def _norms(delta: Mapping[str, Array], settings: LocalTraining) -> Norms:
+    """Of an update before noise; one that is not finite counts as zero, as it is taken."""
+    length = norm(delta)
+    clipping_norm = None if settings.noise_multiplier is None else settings.clipping_norm
+    return norms_of_update(length if math.isfinite(length) else 0.0, clipping_norm)

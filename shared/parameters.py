@@ -1,5 +1,6 @@
 """Named arrays: a model's parameters, or a delta between two models."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -43,6 +44,11 @@ def require_shapes(parameters: Mapping[str, Shaped], expected: Shapes) -> None:
     for name in parameters:
         if name not in expected:
             raise IncompatibleUpdateError(f"the model has no array {name!r}")
+
+
+def norm(parameters: Parameters) -> float:
+    """The length of all numbers together, added up in float64."""
+    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in parameters.values()))
 
 
 def copy(parameters: Parameters) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from sklearn.metrics import log_loss
 from broker_config.connection import ConnectionSettings
 from client_worker.course import Course
 from client_worker.data import load_dataset
+from client_worker.ledger_reading import read_ledger
 from client_worker.local_data import open_data
 from shared import messages
 from shared.messages import Hello, PrivacyStatement, Report, Standing, Update
@@ -72,6 +73,7 @@ class Published:
         assert worker.failure is None
         assert [outcome for _, outcome in watch.outcomes("bank-a")] == ["aggregated"] * UPDATES
         self.messages = sent.sent
+        self.ledger = read_ledger(folder / "bank-a" / "ledger.sqlite")
         self.bodies = [msgpack.unpackb(message.body) for message in sent.sent]
 
     def _report(self, model, epsilon):
@@ -162,6 +164,15 @@ def test_the_delta_that_leaves_is_as_far_from_the_true_one_as_the_noise_says(pub
     assert std is not None
     # 21 numbers: their spread is within a factor of two of it but once in ten million runs
     assert 0.5 * std < np.concatenate(far).std() < 2.0 * std
+
+
+def test_no_length_from_before_the_noise_leaves(published):
+    kept = [msgpack.unpackb(packed) for packed in published.ledger.private.values()]
+    assert [(each["of"], each["count"]) for each in kept] == [("gradients", TRAINING_ROWS * STEPS)] * UPDATES
+    lengths = [each[name] for each in kept for name in ("before", "after", "largest")]
+    left = np.array(numbers_that_left(published), dtype=np.float64)
+    assert np.abs(left[:, None] - np.array(lengths)).min() > 1e-9
+    assert not any(struct.pack(">d", length) in everything(published) for length in lengths)
 
 
 def everything(published) -> bytes:
