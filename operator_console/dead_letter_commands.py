@@ -57,13 +57,7 @@ def show(handle: Handle, folder: Folder = DEFAULT_FOLDER) -> None:
 @dead_letter_app.command()
 def requeue(handle: Handle, folder: Folder = DEFAULT_FOLDER) -> None:
     """Have the aggregator look at a refused message once more, as if its author had sent it again."""
-    with _operator(folder) as broker:
-        upload = DeadLetters(broker).find(handle)
-    # a connection for each part: nothing would keep the first one alive while the aggregator works
-    with _operator(folder) as broker:
-        requeue_upload(upload, OrderDesk(broker))
-    with _operator(folder) as broker:
-        DeadLetters(broker).discard(upload.each_chunk())
+    take_in_again(FederationFolder(folder), handle)
     typer.echo(f"{handle} was taken in again, and is no longer a dead letter")
 
 
@@ -82,6 +76,20 @@ def discard_letter(
     with _operator(folder) as broker:
         gone = DeadLetters(broker).discard(upload.letters)
     typer.echo(f"{gone} dead letter{'' if gone == 1 else 's'} discarded")
+
+
+def take_in_again(folder: FederationFolder, handle: str) -> None:
+    """Has the letters of one handle taken in again, and removes them then.
+
+    Raises NoSuchLetterError, and what `requeue_upload` raises.
+    """
+    with _operator(folder.path) as broker:
+        upload = DeadLetters(broker).find(handle)
+    # a connection for each part: nothing would keep the first one alive while the aggregator works
+    with _operator(folder.path) as broker:
+        requeue_upload(upload, OrderDesk(broker))
+    with _operator(folder.path) as broker:
+        DeadLetters(broker).discard(upload.each_chunk())
 
 
 def requeue_upload(upload: DeadUpload, desk: OrderDesk) -> None:

@@ -92,6 +92,11 @@ class FederationFolder:
         return self.path / "ca"
 
     @property
+    def console(self) -> Path:
+        """The web console's own files: who may log in, and what was done there."""
+        return self.path / "console"
+
+    @property
     def operator_keys(self) -> Path:
         """The operator's message keys, and whom it believes."""
         return self.path / "keys" / OPERATOR

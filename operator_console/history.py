@@ -70,13 +70,15 @@ def standing_text(standing: str | None, limit: str) -> str | None:
 class History:
     """Every link of a chain, taken in order; a link that is read again changes nothing.
 
-    `names` gives the institution behind a pseudonym; one that is not there goes by its pseudonym.
+    `names` gives the institution behind a pseudonym; one that is not there goes by its pseudonym. With `kept` only the first link
+    stays, and at least so many of the newest links and of each institution's newest settlements.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], *, kept: int | None = None) -> None:
         self.links: list[Link] = []
         self.plan: Plan | None = None
-        self._names = dict(names)
+        self.names = dict(names)
+        self._kept = kept
         self._table: dict[str, Entry] = {}
         self._settled: dict[str, list[tuple[int, Settlement]]] = {}
         self._known: set[str] = set()
@@ -92,6 +94,13 @@ class History:
         self._table = dict(manifest.table) if manifest.whole else {**self._table, **manifest.table}
         for settlement in manifest.settled:
             self._settled.setdefault(settlement.institution, []).append((at_ms, settlement))
+        if self._kept is not None and len(self.links) > 2 * self._kept:
+            self._forget(self._kept)
+
+    def _forget(self, kept: int) -> None:
+        self.links[1:-kept] = []
+        for settled in self._settled.values():
+            settled[:-kept] = []
 
     @property
     def head(self) -> Link | None:
@@ -100,8 +109,8 @@ class History:
 
     def parts(self) -> list[Part]:
         """Each institution's part, in the order of the names; strangers behind them."""
-        order = list(self._names)
-        known = sorted(self._table, key=lambda alias: order.index(alias) if alias in self._names else len(order))
+        order = list(self.names)
+        known = sorted(self._table, key=lambda alias: order.index(alias) if alias in self.names else len(order))
         return [Part(self.name(alias), self._table[alias], self._settled.get(alias, ())) for alias in known]
 
     def counters(self) -> dict[str, int]:
@@ -119,7 +128,7 @@ class History:
 
     def name(self, alias: str) -> str:
         """The institution behind a pseudonym."""
-        return self._names.get(alias, alias)
+        return self.names.get(alias, alias)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The lines of lineage.jsonl: exactly one for each version (docs/report.md)."""
@@ -127,6 +136,15 @@ class History:
         for link, later in self._versions():
             yield self._line(link, later, known_plan=plan_hash)
             plan_hash = link.manifest.plan_hash
+
+    def line(self, version: int) -> dict[str, Any] | None:
+        """The line of one version; None for one that is not there, or was forgotten."""
+        plan_hash = ""
+        for link, later in self._versions():
+            if link.manifest.version == version:
+                return self._line(link, later, known_plan=plan_hash)
+            plan_hash = link.manifest.plan_hash
+        return None
 
     def _versions(self) -> Iterator[tuple[Link, list[Link]]]:
         """The link that made each version, and those after it that only settled."""

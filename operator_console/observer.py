@@ -18,10 +18,14 @@ log = structlog.get_logger()
 
 
 class Observer:
-    """Calls `on_record` for every manifest of the chain from the first record on, and again after a reconnection."""
+    """Calls `on_record` for every manifest of the chain from the first record on, and again after a reconnection.
+
+    `failure` is what ended it for good. `connected` is whether it listens at this moment.
+    """
 
     def __init__(self, connect: Callable[[], Broker], on_record: Callable[[ManifestRecord, Delivery], None]) -> None:
         self.failure: FederationError | None = None
+        self.connected = False
         self._connect = connect
         self._on_record = on_record
         self._last_at = time.monotonic()
@@ -53,6 +57,7 @@ class Observer:
         reader = LineageReader(broker, on_record=self._on_record)
         try:
             broker.consume(LINEAGE, prefetch=64, start="first")
+            self.connected = True
             while not self._stopping.is_set():
                 delivery = broker.receive(0.2)
                 if delivery is not None:
@@ -60,6 +65,7 @@ class Observer:
                     broker.ack(delivery)
                     self._last_at = time.monotonic()
         finally:
+            self.connected = False
             broker.close()
 
 
