@@ -14,6 +14,7 @@ from operator_console.broker_commands import broker_app
 from operator_console.ca_commands import ca_app
 from operator_console.command_examples import EXAMPLES
 from operator_console.command_options import EpsilonText, epsilon_of
+from operator_console.console_commands import console, console_user_app
 from operator_console.dead_letter_commands import dead_letter_app
 from operator_console.doctor import doctor
 from operator_console.init_command import init
@@ -86,14 +87,14 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
 COMMANDS = {
     FOUND: (init,),
-    OPERATE: (status, doctor, audit, pause, resume, stop),
+    OPERATE: (status, console, doctor, audit, pause, resume, stop),
     MODEL: (model, replay, roll_back),
     KEEP: (backup, restore, republish),
     TRY: (demo, simulate, sweep, report),
 }
 GROUPS = {
     FOUND: {"broker": broker_app, "ca": ca_app},
-    OPERATE: {"dead-letters": dead_letter_app},
+    OPERATE: {"dead-letters": dead_letter_app, "console-user": console_user_app},
     PEOPLE: {"institution": institution_app, "kit": kit_app, "privacy": privacy_app},
     MODEL: {"lineage": lineage_app},
 }
