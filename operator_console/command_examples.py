@@ -14,6 +14,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ca server": ("fedqueue ca server --host broker.example.org",),
     "ca list": ("fedqueue ca list --dir federation",),
     "status": ("fedqueue status", "fedqueue status --watch", "fedqueue status --json | jq .attention"),
+    "console": (
+        "fedqueue console",
+        "fedqueue console --bind 0.0.0.0 --port 8443 --certificate console.pem --key console.key",
+        "fedqueue console --public-url https://console.example.org",
+    ),
+    "console-user add": (
+        "fedqueue console-user add olga --role operator",
+        "fedqueue console-user add victor --role viewer --draw",
+    ),
+    "console-user remove": ("fedqueue console-user remove victor",),
+    "console-user password": ("fedqueue console-user password olga",),
+    "console-user list": ("fedqueue console-user list",),
     "doctor": ("fedqueue doctor", "fedqueue doctor --json"),
     "audit": (
         "fedqueue audit --institution north --since 7d",
