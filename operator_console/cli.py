@@ -22,6 +22,7 @@ from operator_console.institution_commands import institution_app
 from operator_console.kit_commands import kit_app
 from operator_console.lineage_commands import lineage_app
 from operator_console.model_command import model
+from operator_console.new_command import new
 from operator_console.operation_commands import pause, resume, stop
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
@@ -86,7 +87,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
 
 COMMANDS = {
-    FOUND: (init,),
+    FOUND: (new, init),
     OPERATE: (status, console, doctor, audit, pause, resume, stop),
     MODEL: (model, replay, roll_back),
     KEEP: (backup, restore, republish),

@@ -1,9 +1,11 @@
 """Examples that each command of `fedqueue` shows at the end of its help, by the command's words. A test parses every one."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "new": ("fedqueue new my-federation", "fedqueue new loans --from loans.csv --label defaulted --institutions 4"),
     "init": (
         "fedqueue init --task heart-disease --institution north --institution south --sample-data",
         "fedqueue init --task task.toml --institution north --epsilon 3 --held-out held_out.csv --stop-at auc=0.78",
+        "fedqueue init --task task.toml --institution north --institution south --rows data --stop-after-updates 30",
     ),
     "demo": ("fedqueue demo", "fedqueue demo --task heart-disease --epsilon 8 --out runs/first"),
     "broker up": ("fedqueue broker up", "fedqueue broker up --tls --host broker.example.org --bind 0.0.0.0 --port 5671"),

@@ -21,6 +21,7 @@ from operator_console.federation_folder import FederationFolder, named
 from operator_console.plan_options import TARGET_DELTA, PlanOptions, RoomOptions, ending_for
 from operator_console.simulated_cost import simulated_cost
 from shared.codec import Dtype
+from shared.did_you_mean import suggestion
 from shared.errors import SettingsError, TopologyError
 from shared.plan import Ending, RuleName, UpdateEncoding
 from shared.tasks.spec import parse_task
@@ -38,6 +39,10 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     folder: Folder = DEFAULT_FOLDER,
     seed: Annotated[int, typer.Option(min=0, help="For the model's first parameters; noise is never seeded.")] = 0,
     sample_data: Annotated[bool, typer.Option("--sample-data", help="Give each institution real rows, to try it.")] = False,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Give each institution FOLDER/ID/training.csv, to try it."),
+    ] = None,
     epsilon: Annotated[str, _privacy(help="Budget of each institution, or none for no noise at all.")] = "3",
     target_delta: Annotated[float, _privacy(callback=positive, max=0.1, help="Of the privacy budget.")] = TARGET_DELTA,
     mechanism: Annotated[Noised, _privacy(help="What noise protects: a record, or an institution as a whole.")] = "dp-sgd",
@@ -84,9 +89,11 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
         raise typer.BadParameter(f"it names {metric} and --stop-at {figure}; a run goes by one figure", param_hint="--metric")
     if in_a_row > 1 and target is None:
         raise typer.BadParameter("it needs --stop-at, whose figure must hold", param_hint="--in-a-row")
+    _demand_one_source(rows, sample_data=sample_data)
     text, source = task_text(task)
+    spec = parse_task(text, source=source)
     ending = ending_for(
-        parse_task(text, source=source),
+        spec,
         metric=metric or figure,
         updates=stop_after_updates,
         versions=versions,
@@ -120,16 +127,17 @@ def init(  # noqa: PLR0913 - typer takes one parameter for each option
     demand_no_run(broker)
     # torch makes version 0 and costs seconds, which a wrong option or an absent broker should not
     from operator_console.founding import Founding, found_federation
-    from operator_console.sample_data import hand_out
+    from operator_console.sample_data import hand_out, hand_out_files
 
+    members = named(_once(institution))
     clients = hand_out(task, institution, federation, seed=seed) if sample_data else {}
-    rows = str(_existing(held_out)) if held_out else ("held_out.csv" if sample_data else None)
-    founding = Founding(
-        text, source, named(_once(institution)), options, room, seed=seed, held_out=rows, clients=clients, sealed=sealed
-    )
+    if rows is not None:
+        clients = hand_out_files(spec, rows, institution, federation)
+    judged = str(_existing(held_out)) if held_out else ("held_out.csv" if sample_data else None)
+    founding = Founding(text, source, members, options, room, seed=seed, held_out=judged, clients=clients, sealed=sealed)
     found_federation(federation, broker, founding)
-    _show(federation, institution, has_data=sample_data)
-    if ending.needs_figures and rows is None:
+    _show(federation, institution, has_data=bool(clients))
+    if ending.needs_figures and judged is None:
         _say_rows_are_missing(federation, ending)
 
 
@@ -143,7 +151,7 @@ def task_text(task: str) -> tuple[str, str]:
             raise SettingsError(f"{file} cannot be read as text: {error}") from error
     if task in builtin_tasks.TASKS:
         return builtin_tasks.task_text(task), f"the built-in task {task}"
-    raise SettingsError(f"there is no file {task}, and no built-in task of that name; those are {', '.join(builtin_tasks.TASKS)}")
+    raise SettingsError(f"there is no file {task}, and no built-in task of that name: {suggestion(task, builtin_tasks.TASKS)}")
 
 
 def broker_logins(federation: FederationFolder) -> Logins:
@@ -182,6 +190,11 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise SettingsError(f"--held-out {file}: there is no such file")
     return file.resolve()
+
+
+def _demand_one_source(rows: Path | None, *, sample_data: bool) -> None:
+    if rows is not None and sample_data:
+        raise typer.BadParameter("it excludes --sample-data: an institution has one file to train on", param_hint="--rows")
 
 
 def _once(institutions: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Real rows for a federation that is only to be tried: the built-in data, handed to institutions of a new federation."""
+"""Rows for a federation that is only to be tried, handed to its institutions: the built-in data, or files of one's own."""
 
 import shutil
 import tempfile
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import builtin_tasks
+from client_worker.data import load_dataset
 from operator_console.demo_data import DemoInstitution, prepare
 from operator_console.federation_folder import ClientOptions, FederationFolder
 from shared.errors import SettingsError
+from shared.tasks.spec import TaskSpec
 
 REPORTS_AT_MOST = 5
 
@@ -34,6 +36,26 @@ def hand_out(task: str, institutions: Sequence[str], folder: FederationFolder, *
         folder.path.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(scratch) / "held_out.csv", folder.path / "held_out.csv")
         return {each: _hand_to(folder.institution(each), known[each]) for each in institutions}
+
+
+def hand_out_files(spec: TaskSpec, rows: Path, institutions: Sequence[str], folder: FederationFolder) -> dict[str, ClientOptions]:
+    """Copies ROWS/ID/training.csv, and validation.csv where there is one, into each institution's folder.
+
+    Each counts as many rows, or persons, as its file has. Raises DataError where a file is missing or does not fit the task.
+    """
+    return {each: _hand_file(spec, rows / each, folder.institution(each)) for each in institutions}
+
+
+def _hand_file(spec: TaskSpec, rows: Path, folder: Path) -> ClientOptions:
+    training, validation = rows / "training.csv", rows / "validation.csv"
+    units = load_dataset(spec, training).units
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(training, folder / training.name)
+    if not validation.is_file():
+        return ClientOptions(num_examples=units)
+    load_dataset(spec, validation, for_training=False)
+    shutil.copy(validation, folder / validation.name)
+    return ClientOptions(num_examples=units, validation_file=validation.name)
 
 
 def _hand_to(folder: Path, rows: DemoInstitution) -> ClientOptions:

@@ -19,6 +19,8 @@ from shared.errors import BrokerUnavailableError, SettingsError, TopologyError
 from shared.plan import Ending, ServerAdam
 from tests.tasks import RIPENESS
 
+HEADER = "weight,colour,orchard,ripe\n"
+
 
 @pytest.fixture
 def task_file(tmp_path):
@@ -56,6 +58,34 @@ def test_a_founded_federation_is_on_the_broker_and_in_its_folder(broker_folder, 
     ]
     assert {stat.S_IMODE(file.stat().st_mode) for file in secrets} == {0o600}
     assert f"fedqueue-aggregator --config {broker_folder / 'aggregator.toml'}" in capsys.readouterr().out
+
+
+@pytest.mark.rabbitmq
+def test_files_of_ones_own_are_handed_to_the_institutions_of_a_trial(broker_folder, task_file, tmp_path):
+    rows = tmp_path / "rows"
+    for name, count in (("north", 3), ("south", 4)):
+        (rows / name).mkdir(parents=True)
+        (rows / name / "training.csv").write_text(HEADER + "1,2,hill,yes\n9,9,hill,no\n" + "5,5,hill,no\n" * (count - 2))
+    (rows / "south" / "validation.csv").write_text(HEADER + "1,2,hill,yes\n")
+    both = {"task": str(task_file), "institution": ["north", "south"], "folder": broker_folder, "rows": rows}
+    with pytest.raises(typer.BadParameter, match="it excludes --sample-data"):
+        init(**both, sample_data=True)
+    init(**both)
+    kits = {name: broker_folder / "institutions" / name for name in ("north", "south")}
+    settings = {name: tomllib.loads((kit / "client.toml").read_text()) for name, kit in kits.items()}
+    assert {name: each["num_examples"] for name, each in settings.items()} == {"north": 3, "south": 4}
+    assert (kits["north"] / "training.csv").read_text() == (rows / "north" / "training.csv").read_text()
+    assert settings["south"]["validation_file"] == "validation.csv"
+    assert "validation_file" not in settings["north"]
+
+
+@pytest.mark.rabbitmq
+def test_a_file_that_does_not_fit_the_task_is_told_before_anything_is_founded(broker_folder, task_file, tmp_path):
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "training.csv").write_text("weight,colour\n1,2\n")
+    with pytest.raises(SettingsError, match=r"training\.csv: the column 'ripe' is missing"):
+        init(task=str(task_file), institution=["north"], folder=broker_folder, rows=tmp_path)
+    assert not (broker_folder / "federation.json").exists()
 
 
 @pytest.mark.rabbitmq
@@ -144,7 +174,7 @@ def test_without_a_broker_the_command_that_starts_one_is_named(task_file, tmp_pa
 def test_a_task_is_a_file_or_the_name_of_a_built_in_one(task_file, tmp_path):
     assert task_text(str(task_file)) == (RIPENESS, str(task_file))
     assert 'name = "heart-disease"' in task_text("heart-disease")[0]
-    with pytest.raises(SettingsError, match="no file ripenes, and no built-in task of that name; those are sba-loans"):
+    with pytest.raises(SettingsError, match="no file ripenes, and no built-in task of that name: there are sba-loans"):
         task_text("ripenes")
     (tmp_path / "picture.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match=r"picture.toml cannot be read as text"):
