@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -56,6 +56,16 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
+def span_text(seconds: float) -> str:
+    """A time for people: its two largest units."""
+    whole = max(0, round(seconds))
+    for name, size, below, unit in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            rest = whole % size // unit
+            return f"{whole // size} {name}" + (f" {rest} {below}" if rest else "")
+    return f"{whole // 60} min" if whole >= 300 else f"{whole} s"
+
+
 def render(view: ViewState) -> RenderableType:
     """The view, fitted to the width and the characters of whatever console prints it."""
     return _Screen(view)
@@ -81,7 +91,7 @@ def _watch_in_place(tick: Callable[[], ViewState | None], console: Console) -> N
 def _watch_in_lines(tick: Callable[[], ViewState | None], console: Console, every_seconds: float) -> None:
     told, last, printed_at = 0, None, -math.inf
     while (view := tick()) is not None:
-        for event in view.events[told:]:
+        for event in (*view.events[told:], *(f"! {each}" for each in view.urgent if last is None or each not in last.urgent)):
             _say(console, event)
         told, last = len(view.events), view
         if time.monotonic() - printed_at >= every_seconds:
@@ -111,23 +121,16 @@ class _Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         view, width = self.view, options.max_width
         pen = _Pen(ascii_only=options.ascii_only, cells=14 if width >= WIDE_COLUMNS else 7)
+        urgent = [Text(f" ! {sentence}", style="bold yellow") for sentence in view.urgent]
+        yield from urgent
         yield _title(view)
         yield _progress(view, pen, width)
-        rows = _fitting(view.rows, console.height - LINES_BESIDE_ROWS if console.is_terminal else len(view.rows))
+        beside = LINES_BESIDE_ROWS + len(view.notes) + sum(len(each.wrap(console, width)) for each in urgent)
+        rows = _fitting(view.rows, console.height - beside if console.is_terminal else len(view.rows))
         yield _table(view, rows, pen, width)
         if len(rows) < len(view.rows):
             yield Padding(Text(f"and {len(view.rows) - len(rows)} more, which need less attention", style="dim"), (0, 1))
-        for row in rows:
-            if row.state == "plan refused":
-                yield Padding(Text(f"{row.institution} {row.standing}", style="red"), (0, 1))
-        for event in view.events[-SHOWN_EVENTS:]:
-            yield Padding(Text(event, style="default"), (0, 1))
-        if view.phase != "running":
-            yield Padding(Text(f"{view.phase}: {view.phase_reason}" if view.phase_reason else view.phase, style="bold"), (0, 1))
-        if view.management_url:
-            yield Padding(Text.assemble(("queues: ", "dim"), (view.management_url, "underline")), (0, 1))
-        if view.login:
-            yield Padding(Text(f"read-only login: {view.login}", style="dim"), (0, 1))
+        yield from (Padding(line, (0, 1)) for line in _below(view, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +181,27 @@ def _fitting(rows: Sequence[Row], room: int) -> Sequence[Row]:
     return [rows[number] for number in sorted(told[: max(1, room)])]
 
 
+def _below(view: ViewState, rows: Sequence[Row]) -> Iterator[Text]:
+    for row in rows:
+        if row.state == "plan refused":
+            yield Text(f"{row.institution} {row.standing}", style="red")
+    for event in view.events[-SHOWN_EVENTS:]:
+        yield Text(event, style="default")
+    if view.phase != "running":
+        yield Text(f"{view.phase}: {view.phase_reason}" if view.phase_reason else view.phase, style="bold")
+    if view.management_url:
+        yield Text.assemble(("queues: ", "dim"), (view.management_url, "underline"))
+    if view.login:
+        yield Text(f"read-only login: {view.login}", style="dim")
+    for note in view.notes:
+        yield Text(note, style="dim")
+
+
 def _title(view: ViewState) -> RenderableType:
     grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True)
-    grid.add_row(Text(f" {view.title}", style="bold"), Text(f"{view.elapsed_seconds:.0f} s ", style="dim"))
+    grid.add_row(Text(f" {view.title}", style="bold"), Text(f"{span_text(view.elapsed_seconds)} ", style="dim"))
     return grid
 
 

@@ -56,7 +56,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ViewState:
-    """A moment of a run. `metric_values` are the held-out figure's, oldest first; `login` is the read-only one."""
+    """A moment of a run. `metric_values` are the held-out figure's, oldest first; `login` is the read-only one.
+
+    `urgent` are sentences for the top of a screen, the first the most pressing; `notes` are those below it.
+    """
 
     title: str
     version: int
@@ -72,6 +75,8 @@ class ViewState:
     events: tuple[str, ...] = ()
     management_url: str = ""
     login: str = ""
+    urgent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +195,18 @@ def _standing(part: Part, history: History) -> State | None:
     return None
 
 
-def attention(view: ViewState, *, dead_letters: int | None = None) -> str | None:
-    """The one thing that an operator should look at first; None where all is well."""
+def attention(view: ViewState, *, dead_letters: int | None = None, aggregators: int | None = None) -> str | None:
+    """The one thing that an operator should look at first; None where all is well.
+
+    `aggregators` are those that wait or lead at the broker, None where nobody could tell.
+    """
     by_state: dict[str, list[Row]] = {}
     for row in view.rows:
         by_state.setdefault(row.state, []).append(row)
     if view.phase == "paused":
         return f"The run is paused: {view.phase_reason or 'no reason was given'}."
+    if aggregators == 0 and view.phase == "running":
+        return "No aggregator is at the broker, so nothing is folded: start fedqueue-aggregator, or read its log."
     if dead_letters:
         return f"{dead_letters} messages lie in fl.dlq; each says in its header `refused` why."
     if view.phase == "finished":
