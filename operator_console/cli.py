@@ -59,6 +59,10 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     sealed: Annotated[
         bool, typer.Option("--sealed", help="Encrypt updates and models, so that the broker cannot read them.")
     ] = False,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Kill the aggregator, a bank and the broker on the way, and show that nothing is lost.")
+    ] = False,
+    web_console: Annotated[bool, typer.Option("--console", help="Show the run in a browser too; --chaos does in any case.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder, new or empty; without it, a new one below runs/.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -74,6 +78,8 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
         epsilon=epsilon_of(epsilon),
         split=split,
         sealed=sealed,
+        chaos=chaos,
+        web_console=web_console,
         out=out,
     )
     run_demo(options, Console(quiet=quiet))

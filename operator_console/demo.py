@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console as Terminal
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR, VIEWER
@@ -31,6 +31,9 @@ from operator_console.plan_options import PlanOptions, demo_ending
 from operator_console.sample_data import REPORTS_AT_MOST, count_rows
 from operator_console.summary import final_table, summarise
 from operator_console.view_state import Shown, ViewState
+from operator_console.web.accounts import FILE as USERS_FILE
+from operator_console.web.accounts import AccountBook
+from operator_console.web.server import Console, ServerOptions
 from operator_console.worker_processes import WorkerProcess, entry_point, watched_over
 from shared.broker import Broker
 from shared.errors import SettingsError
@@ -54,6 +57,7 @@ class DemoOptions:
     split: str | None = None
     sealed: bool = False
     chaos: bool = False
+    web_console: bool = False
     out: Path | None = None
 
 
@@ -70,7 +74,7 @@ class Place:
         return connect(self.folder.logins().settings(OPERATOR), name=f"fedqueue-demo/{os.getpid()}")
 
 
-def run_demo(options: DemoOptions, console: Console) -> Path:
+def run_demo(options: DemoOptions, console: Terminal) -> Path:
     """Runs the demonstration to its end; returns the run's folder.
 
     Raises FederationError when anything kept it from its end. No process is left behind either way.
@@ -90,6 +94,8 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
         place = stack.enter_context(_broker(folder))
         _found(place, banks, options, updates=updates, timetable=timetable)
         comparison = stack.enter_context(Comparing(folder, seed=options.seed, updates=updates))
+        if options.web_console or options.chaos:
+            console.print(stack.enter_context(_web_console(folder)), highlight=False, soft_wrap=True)
         workers = _workers(folder, banks)
         blows = _blows(place, workers, timetable, updates=updates_in_all(len(banks), updates) if options.chaos else None)
         run = stack.enter_context(DemoRun(place.as_operator, folder, workers, blows))
@@ -106,6 +112,15 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
     return folder.path
 
 
+@contextmanager
+def _web_console(folder: FederationFolder) -> Iterator[str]:
+    """The console on a free port of this machine, while inside; gives the sentence that says how to get in."""
+    password = secrets.token_urlsafe(12)
+    AccountBook(folder.console / USERS_FILE).add(OPERATOR, "operator", password)
+    with Console(folder.path, ServerOptions(port=0)) as opened:
+        yield f"web console: {opened.url}   log in as {OPERATOR}, password {password}"
+
+
 def _blows(place: Place, workers: Mapping[str, WorkerProcess], timetable: Schedule, *, updates: int | None) -> list[Blow]:
     """One bank is killed in any case; with `updates`, of the whole run, so is everything else."""
     blows = [] if timetable.killed is None else [killed_institution(workers[timetable.killed], timetable.killed_after)]
@@ -115,7 +130,7 @@ def _blows(place: Place, workers: Mapping[str, WorkerProcess], timetable: Schedu
     return blows
 
 
-def _play(run: DemoRun, place: Place, timetable: Schedule, shown: Shown, console: Console) -> None:
+def _play(run: DemoRun, place: Place, timetable: Schedule, shown: Shown, console: Terminal) -> None:
     if timetable.slow is not None:
         run.tell("slow", timetable.slow, f"is {SLOWDOWN:.0f} times slower than the others, on purpose")
     watch(lambda: _tick(run, place, shown), console=console)

@@ -179,6 +179,23 @@ def test_two_demos_at_once_do_not_meet(tmp_path: Path, system_rabbitmq: None) ->
 
 
 @pytest.mark.long
+def test_chaos_strikes_everything_that_takes_part_and_loses_nothing(tmp_path: Path, system_rabbitmq: None) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL[:-1], "12", "--epsilon", "none", "--chaos"]
+    done = subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
+
+    assert (done.returncode, "5 blows, nothing lost" in done.stdout) == (0, True), done.stdout + done.stderr
+    told = " ".join(event["text"] for event in json.loads((folder / "events.json").read_text()))
+    assert re.search("aggregator was killed.*aggregator was started", told)
+    assert re.search("RabbitMQ was stopped.*RabbitMQ was started", told)
+    assert re.search("sent 900 bytes that are no update", told)
+    assert re.search("stands still.*goes on where it stood", told)
+    lines = [json.loads(line) for line in (folder / "lineage.jsonl").read_text().splitlines()]
+    assert len(settled(lines)) == len(set(settled(lines)))
+    assert {line["epoch"] for line in lines} >= {2, 3}
+
+
+@pytest.mark.long
 def test_a_demo_on_an_existing_broker_leaves_nothing_on_it(
     tmp_path: Path, installation: Installation, node_folder: Callable[[], Path]
 ) -> None:
