@@ -66,6 +66,12 @@ def save(folder: Path, records: Sequence[bytes], state: Parameters) -> None:
         raise StorageError(f"{aside}: {error}; free space or mend the rights, nothing was acknowledged") from error
 
 
+def size_of(folder: Path) -> int:
+    """The bytes of the checkpoint that a folder holds, 0 where it holds none."""
+    path = folder / FILE_NAME
+    return path.stat().st_size if path.exists() else 0
+
+
 def require_room(folder: Path, size: int) -> None:
     """Raises StorageError where so many bytes cannot be written beside a checkpoint; nothing of them stays."""
     aside = folder / _ASIDE

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +12,22 @@ import typer
 
 from aggregator_worker.defence import Gate
 from aggregator_worker.ending import demand_rows
+from aggregator_worker.metrics import AggregatorMetrics
 from aggregator_worker.settings import AggregatorSettings
 from aggregator_worker.term import TermSettings
 from aggregator_worker.worker import run
 from broker_config.connection import connect, guard_of
 from broker_config.service import ShowVersion, process_name, read_settings, stop_on_signals
 from broker_config.streams import newest
+from broker_config.tls import readable_expiry
+from monitoring.asking import Ready, end_as_ready
+from monitoring.own_state import new_registry
+from monitoring.vitals import Vitals
+from monitoring.watched import watched
 from shared.command_page import lay_out
 from shared.errors import SettingsError
 from shared.logs import configure
-from shared.messages import Metrics, Report
+from shared.messages import Metrics, Report, pseudonym
 from shared.outermost import run_program
 from shared.parameters import Parameters
 from shared.tasks.spec import parse_task
@@ -33,18 +40,32 @@ app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 def aggregator(
     config: Annotated[Path, typer.Option(help="TOML settings; every value also as FEDQUEUE_SECTION__KEY.")],
     check: Annotated[bool, typer.Option("--check", help="Validate settings, data and broker access, then end.")] = False,
+    ready: Ready = False,
     show_version: ShowVersion = False,
 ) -> None:
     """Folds the institutions' updates into new versions of the global model, as they arrive."""
     stopping = threading.Event() if check else stop_on_signals()
     settings = read_settings(AggregatorSettings, config)
+    if ready:
+        end_as_ready(settings.monitoring)
     configure(level=settings.log_level)
-    term = term_settings(settings, stopping)
     if check:
+        term_settings(settings, stopping)
         typer.echo(check_broker(settings))
         return
-    run(lambda: connect(settings.broker, name=process_name("fedqueue-aggregator"), guard=term.guard), term, stopping)
+    _lead(settings, stopping)
     log.info("ended", reason="asked to")
+
+
+def _lead(settings: AggregatorSettings, stopping: threading.Event) -> None:
+    """Answers whoever watches from here on: the imports and the rows of an evaluation take seconds."""
+    secret, vitals = settings.run_secret(), Vitals(stalled_after_seconds=settings.monitoring.stalled_after_seconds)
+    metrics = AggregatorMetrics(vitals, names=lambda: {pseudonym(secret, name): name for name in settings.members()})
+    registry = new_registry("aggregator", vitals, lambda: readable_expiry(settings.broker.tls))
+    metrics.register(registry)
+    with watched(settings.monitoring, vitals, registry, stopping):
+        term = replace(term_settings(settings, stopping), metrics=metrics)
+        run(lambda: connect(settings.broker, name=process_name("fedqueue-aggregator"), guard=term.guard), term, stopping)
 
 
 def term_settings(settings: AggregatorSettings, stopping: threading.Event) -> TermSettings:

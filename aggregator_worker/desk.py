@@ -12,7 +12,7 @@ from aggregator_worker.dead_letters import NO_TAG
 from aggregator_worker.federation import Federation
 from aggregator_worker.intake import SUSPECT_DELIVERIES, Intake, Upload
 from aggregator_worker.rates import Rates
-from aggregator_worker.refusals import Refusals
+from aggregator_worker.refusals import Refusals, say_quarantined
 from shared import messages
 from shared.broker import Broker, Delivery
 from shared.compact import Delta
@@ -59,6 +59,7 @@ class Desk:
     intake: Intake
     pseudonym_of: Callable[[str], str]
     on_report: Callable[[Report], None] = lambda report: None
+    on_refused: Callable[[str], None] = lambda institution: None
     clock: Callable[[], float] = time.monotonic
     longest_wait_seconds: float = math.inf
     survives_trial: Callable[[Upload], bool] = Upload.survives_trial
@@ -76,7 +77,7 @@ class Desk:
     def __post_init__(self) -> None:
         self._timed_to = self.clock()
         self.rates = Rates(self.federation.plan.limits)
-        self._refusals = Refusals(self.broker, self.rates, self.clock)
+        self._refusals = Refusals(self.broker, self.rates, self.clock, self.on_refused)
 
     def take(self, delivery: Delivery, institution: str) -> None:
         """Handles one delivery of an update queue; whatever cannot be used goes to the dead letters with its reason."""
@@ -391,9 +392,3 @@ class Desk:
         upload.close()
         if not self._settle_unreadable(institution, upload, error):
             self._acknowledge(upload.deliveries)
-
-
-def say_quarantined(institution: str, before: Entry, after: Entry, reason: str) -> None:
-    """One line of the log where an institution was put into quarantine by what it sent last."""
-    if after.quarantined and not before.quarantined:
-        log.warning("quarantined", institution=institution, rejected=after.counters.rejected, reason=reason)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from aggregator_worker.checkpoint import KEPT_RECORDS
-from broker_config.streams import LineageReader, publish_claim
+from aggregator_worker.metrics import AggregatorMetrics
+from broker_config.streams import LineageReader, publish_claim, told_at
 from broker_config.topology import LEAD, LINEAGE
 from shared.broker import Broker, Delivery
 from shared.errors import BrokerUnavailableError
@@ -39,8 +40,10 @@ class Leadership:
         claimant: str,
         stopping: Callable[[], bool],
         after_step: Callable[[str], None] = lambda step: None,
+        metrics: AggregatorMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.metrics = metrics or AggregatorMetrics()
         self.reader = LineageReader(broker, on_record=self._remember)
         self.recent: deque[ManifestRecord] = deque(maxlen=KEPT_RECORDS)
         self.epoch = 0
@@ -57,8 +60,11 @@ class Leadership:
         """Waits for the token, then reads the lineage. Raises StoppedError when asked to end."""
         self._broker.consume(LEAD, prefetch=1)
         log.info("standing by", queue=LEAD)
+        self._pump(1.0)  # where nobody leads the token comes at once, and there is nothing to stand by for
         while self._token is None:
+            self.metrics.stands_by()
             self._pump(1.0)
+        self.metrics.takes_over()
         self._after_step("token")
         self.reader.catch_up(all_bases=True)
 
@@ -103,6 +109,7 @@ class Leadership:
             self._token_since = self._clock()
 
     def _pump(self, timeout_seconds: float, *, updates: bool = True) -> None:
+        self.metrics.vitals.beat()
         if self._stopping():
             raise StoppedError
         delivery = self._broker.receive(timeout_seconds, updates=updates)
@@ -115,7 +122,8 @@ class Leadership:
         else:
             self._waiting.append(delivery)
 
-    def _remember(self, record: ManifestRecord, _delivery: Delivery) -> None:
+    def _remember(self, record: ManifestRecord, delivery: Delivery) -> None:
+        self.metrics.reads(record, at_seconds=told_at(delivery))
         if self.recent and self.recent[-1].hash != record.manifest.previous:
             self.recent.clear()  # the reader began again, further back
         self.recent.append(record)

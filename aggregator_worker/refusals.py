@@ -11,6 +11,7 @@ from aggregator_worker.intake import Upload
 from aggregator_worker.rates import Rates
 from shared.broker import Broker, Delivery
 from shared.errors import RejectedMessageError
+from shared.messages import Entry
 
 log = structlog.get_logger()
 
@@ -22,6 +23,7 @@ class Refusals:
     broker: Broker
     rates: Rates
     clock: Callable[[], float]
+    on_refused: Callable[[str], None] = lambda institution: None
     _uncopied: Counter[str] = field(default_factory=Counter)
 
     def note(self, institution: str, delivery: Delivery, error: RejectedMessageError) -> None:
@@ -38,6 +40,7 @@ class Refusals:
 
     def _charge(self, institution: str, delivery: Delivery, error: RejectedMessageError, *, size: int) -> bool:
         """Whether a copy is kept. One line of the log for each that is, and one for the first of those that are not."""
+        self.on_refused(institution)
         now = self.clock()
         self.rates.useless(institution, size=size, now=now)
         copied = self.rates.may_be_put_aside(institution, size=size, now=now)
@@ -51,6 +54,12 @@ class Refusals:
             say_refused(institution, error, delivery)
             log.warning("dead letters are only counted", institution=institution, limit="letters_per_day")
         return False
+
+
+def say_quarantined(institution: str, before: Entry, after: Entry, reason: str) -> None:
+    """One line of the log where an institution was put into quarantine by what it sent last."""
+    if after.quarantined and not before.quarantined:
+        log.warning("quarantined", institution=institution, rejected=after.counters.rejected, reason=reason)
 
 
 def say_refused(sender: str, error: RejectedMessageError, delivery: Delivery) -> None:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from broker_config.connection import ConnectionSettings
 from broker_config.secret_files import demand_private
+from monitoring.settings import MonitoringSettings
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings
 
@@ -40,6 +41,8 @@ class AggregatorSettings(WorkerSettings):
     """`debug`, `info`, `warning` or `error`."""
     durability: Durability = Durability()
     """Times."""
+    monitoring: MonitoringSettings = MonitoringSettings()
+    """Health and figures, for the machine around it."""
 
     def run_secret(self) -> bytes:
         """The secret's bytes. Raises SettingsError when the file is missing or empty."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -17,11 +17,12 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Intake
 from aggregator_worker.leadership import Leadership
 from aggregator_worker.listening import Listening, prefetch_for
+from aggregator_worker.metrics import AggregatorMetrics
 from aggregator_worker.model_uploads import ModelUploads
 from aggregator_worker.orders import Orders
 from aggregator_worker.server_state import ServerState
 from broker_config.guard import Guard
-from broker_config.streams import fetch_model, fetch_state, once_told
+from broker_config.streams import fetch_model, fetch_state, once_told, run_started_at
 from broker_config.topology import OPERATIONS
 from shared import messages
 from shared.broker import Broker, Delivery
@@ -76,6 +77,7 @@ class TermSettings:
     guard: Guard | None = None
     on_report: Callable[[Report], None] = _no_report
     on_admitted: Callable[[str], None] = _nobody_admitted
+    metrics: AggregatorMetrics = field(default_factory=AggregatorMetrics)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -95,27 +97,36 @@ class Term:
             claimant=settings.claimant,
             stopping=settings.stopping,
             after_step=settings.after_step,
+            metrics=settings.metrics,
             clock=settings.clock,
         )
 
     def run(self) -> None:
         """Leads until something ends the term."""
+        folder = self._settings.state_folder
+        checkpoint.require_room(folder, 2 * checkpoint.size_of(folder))  # who could not commit what it has does not stand by
         self._lead.take_token()
         self._require_rows()
         self._require_room()
         self._lead.claim()
-        hooks = Hooks(self._settings.after_step, self._settings.evaluate or _no_metrics)
+        hooks = Hooks(self._after_step, self._settings.evaluate or _no_metrics)
         committer = Committer(self._broker, self._settings.state_folder, self._lead.read_back, hooks)
         federation = self._restore(committer)
         desk = self._open_desk(federation)
         self._seal_again(federation, committer)  # a leader that was killed may have admitted somebody who cannot read the head
         log.info("leading", epoch=self._lead.epoch, version=federation.head.manifest.version)
+        self._settings.metrics.leads(federation.lineage)
         try:
             while True:
                 self._step(desk, committer)
         finally:
+            self._settings.metrics.leads_no_more()
             desk.close()
             self._models.close()
+
+    def _after_step(self, step: str) -> None:
+        self._settings.metrics.vitals.beat()  # a commit of a large model is many steps and one turn of the loop
+        self._settings.after_step(step)
 
     def _require_rows(self) -> None:
         """Whoever could never end the run as the plan says does not lead it. Raises SettingsError."""
@@ -146,6 +157,7 @@ class Term:
             state = ServerState.complete(plan, saved.state)
             newest = committer.mended(saved.newest if use.missing else head, state, plan)
             committer.resume(saved.records, [*use.missing[:-1], newest], epoch=epoch)
+        self._settings.metrics.run_started(run_started_at(self._broker))
         self._settings.after_step("head")
         return Federation(self._lead.reader.lineage, state, self._settings.gate, bases=KeptModels(self._broker))
 
@@ -158,6 +170,7 @@ class Term:
             intake,
             self._pseudonym,
             on_report=settings.on_report,
+            on_refused=settings.metrics.refuses,
             clock=settings.clock,
             longest_wait_seconds=settings.consumer_timeout_seconds / 4,
         )
@@ -251,10 +264,12 @@ class Term:
             self._listening.leave(institution)
 
     def _commit(self, desk: Desk, committer: Committer) -> None:
+        begun = self._settings.clock()
         record = committer.commit(desk.federation, self._lead.epoch, desk.settled, desk.hints)
         new_version = record.manifest.version > desk.federation.head.manifest.version
         self._tell_membership(desk.federation)
         desk.federation.advance(self._lead.reader.lineage)
+        self._settings.metrics.commits(desk.federation.lineage, seconds=self._settings.clock() - begun)
         desk.committed(new_version=new_version)
         self._group = 0
         self._follow_orders(desk, committer)

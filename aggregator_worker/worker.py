@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from aggregator_worker.leadership import StoppedError
 from aggregator_worker.term import Term, TermSettings
@@ -14,12 +14,9 @@ def run(connect: Callable[[], Broker], settings: TermSettings, stopping: threadi
     """Leads, or stands by to lead, until `stopping` is set. Raises only what a person must look at."""
 
     def session() -> None:
-        broker = connect()
-        try:
-            with suppress(StoppedError):
-                Term(broker, settings).run()
-        finally:
-            broker.close()
+        with settings.metrics.vitals.hindered_by_errors(), closing(connect()) as broker, suppress(StoppedError):
+            Term(broker, settings).run()
 
     settings.state_folder.mkdir(parents=True, exist_ok=True)
     persist(session, stopping)
+    settings.metrics.vitals.not_ready("ending")

@@ -252,6 +252,20 @@ def once_told(broker: Broker, contents: Collection[str]) -> bool:
     return False
 
 
+def run_started_at(broker: Broker) -> float | None:
+    """When version 0 was published, by its publisher's clock (Unix time); None where the lineage does not tell any more."""
+    for delivery in broker.read(LINEAGE, "first", count=2, idle_seconds=IDLE_SECONDS):
+        if delivery.message.headers.get("version") == 0:
+            return told_at(delivery)
+    return None
+
+
+def told_at(delivery: Delivery) -> float:
+    """When a manifest was published, by its publisher's clock (Unix time); for people, nothing depends on it."""
+    at_ms = delivery.message.headers.get("at_ms")
+    return at_ms / 1000 if isinstance(at_ms, int) else time.time()
+
+
 class LineageReader:
     """Folds the lineage stream: first what is there, then each record as it comes."""
 

@@ -77,6 +77,14 @@ class TlsFiles:
             )
 
 
+def readable_expiry(files: TlsFiles | None) -> datetime | None:
+    """Until when a login's certificate holds (UTC); None where there is none, or none that can be read just now."""
+    try:
+        return None if files is None else files.expires
+    except (OSError, ValueError, SettingsError):
+        return None
+
+
 def _demand_readable(file: Path) -> None:
     try:
         file.read_bytes()

@@ -3,10 +3,16 @@
 import http.client
 import json
 from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+import typer
 
 from monitoring.settings import MonitoringSettings, split_address
 from shared.errors import SettingsError
 
+Ready = Annotated[
+    bool, typer.Option("--ready", help="Ask the running worker at monitoring.listen whether it is ready, end with 0 or 1.")
+]
 PATIENCE_SECONDS = 5.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked at, not listened on
 
@@ -33,3 +39,10 @@ def ask_ready(settings: MonitoringSettings) -> Answer:
         return Answer(ready=False, reason=f"no worker answers at {settings.listen}: {error}")
     finally:
         connection.close()
+
+
+def end_as_ready(settings: MonitoringSettings) -> NoReturn:
+    """Prints the answer and ends the program, with 0 where the worker is ready and 1 where it is not."""
+    answer = ask_ready(settings)
+    typer.echo(answer.reason, err=not answer.ready)
+    raise typer.Exit(0 if answer.ready else 1)

@@ -187,7 +187,7 @@ def test_a_leader_whose_disk_is_full_stops_consuming_and_goes_on_once_there_is_r
     leader.allow_files_of(100_000)
     federation.send(*NAMES)
     assert leader.says("free space")
-    assert leader.says("has no room for 400")
+    assert leader.says("has no room for 4")
     lineage = federation.lineage()
     waiting = [update_queue(name) for name in NAMES]
     assert federation.watch.until(lambda: [rabbitmq_server.depth(queue) for queue in waiting] == [1, 1, 1])

@@ -8,7 +8,8 @@ import pytest
 
 from aggregator_worker.leadership import Leadership, LeadLostError
 from broker_config.streams import publish_claim, publish_record
-from broker_config.topology import LEAD, update_queue
+from broker_config.topology import LEAD, LINEAGE, update_queue
+from shared.broker import Delivery, Message
 from shared.messages import manifest_record
 from tests.builders import a_claim, a_plan, a_record
 from tests.running import Hand, begin
@@ -137,8 +138,9 @@ def test_records_that_a_reader_tells_again_are_remembered_once(broker_server):
     lead, chain = leadership(broker_server.connect("aggregator")), [a_record(7)]
     while len(chain) < 5:
         chain.append(a_record(7 + len(chain), after=chain[-1]))
+    delivery = Delivery(LINEAGE, 1, Message(b"", "manifest", "", {"at_ms": 5}), None)
     for record in [*chain, *chain]:  # where retention has cut a lineage, looking further back gives the same
-        lead.reader._on_record(record, None)
+        lead.reader._on_record(record, delivery)
     assert list(lead.recent) == chain
 
 
