@@ -3,7 +3,6 @@
 No I/O, no clock. The same object serves the worker and the simulator.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from aggregator_worker.admission import Admission, Number
 from aggregator_worker.defence import WINDOW_SCALAR, Gate, ValidationGate, Window, scale_of, struck
 from aggregator_worker.ending import Progress, ending_reached, time_is_over
 from aggregator_worker.server_state import Contribution, ServerState
-from aggregator_worker.statements import Length, is_newest
+from aggregator_worker.statements import Length, is_newest, stated
 from aggregator_worker.weighing import Weighing
 from shared.compact import Delta
 from shared.lineage import Lineage, standing_under
@@ -50,6 +49,7 @@ class Pending:
     operations: list[OperationOutcome] = field(default_factory=list)
     aggregated: int = 0
     replaced: bool = False
+    plan: Plan | None = None
     phase: Phase | None = None
     phase_reason: str = ""
     seconds: float = 0.0
@@ -77,13 +77,19 @@ class Federation:
         self.state = state
         self.pending = Pending()
         self._bases = bases
+        self._rows = gate
         self.whole_every: int | None = WHOLE_EVERY
         """None where nobody reads the manifests from the middle."""
         self._since_whole = WHOLE_EVERY
-        manifest = self.head.manifest
-        self._gate = ValidationGate(gate) if gate is not None and self.plan.defence.gate_tolerance is not None else None
+        self._follow_plan()
+
+    def _follow_plan(self) -> None:
+        """Begins with the plan in force, from what its manifest and the table say."""
+        manifest, tolerance = self.head.manifest, self.plan.defence.gate_tolerance
+        self._gate = ValidationGate(self._rows) if self._rows is not None and tolerance is not None else None
         self.window = Window.parsed(str(manifest.scalars.get(WINDOW_SCALAR, "")))
-        self.weighing = Weighing(self.plan, manifest.plan_hash, lineage.table or {}, manifest.scalars)
+        self.weighing = Weighing(self.plan, manifest.plan_hash, self.lineage.table or {}, manifest.scalars)
+        self.state.plan = self.plan.aggregation
 
     @property
     def head(self) -> ManifestRecord:
@@ -208,7 +214,7 @@ class Federation:
                 "last_hash": settlement.hash if newest else entry.last_hash,
                 "total_weight": (float.fromhex(entry.total_weight) + float.fromhex(settlement.weight)).hex(),
                 "counters": Counters(**counters),
-                **(_stated(update, entry, settlement.outcome) if update else {}),
+                **(stated(update, entry, settlement.outcome) if update else {}),
                 **(_left("budget_spent", "epsilon", self._plan_hash) if self._is_found_spent(entry, settlement) else {}),
             }
         )
@@ -266,6 +272,21 @@ class Federation:
         if self._gate is not None:
             self._gate.forget()
 
+    def change_plan(self, plan: Plan) -> None:
+        """Puts a plan in force with the next manifest, which must come at once. Its state has the arrays of the present one.
+
+        What institutions said of the present plan no longer holds. Where their updates will differ in length, what is usual is
+        learned anew. Raises ValueError where something is pending that belongs to the present plan.
+        """
+        if not self.empty:
+            raise ValueError("a plan is changed between two manifests")
+        self.pending.plan = plan
+        for pseudonym, entry in list(self.table.items()):
+            if entry.standing is not None:
+                self.change(pseudonym, entry.model_copy(update=_left(None, "", "")))
+        if (plan.local, plan.privacy) != (self.plan.local, self.plan.privacy):
+            self.window = Window()
+
     @property
     def makes_version(self) -> bool:
         """Whether the next manifest makes a new version."""
@@ -292,8 +313,8 @@ class Federation:
             previous=self.head.hash,
             model=model,
             state=wide,
-            plan_hash=head.plan_hash,
-            plan=self.plan if whole else None,
+            plan_hash=pending.plan.hash if pending.plan else head.plan_hash,
+            plan=pending.plan or (self.plan if whole else None),
             phase=phase,
             phase_reason=reason,
             settled=pending.settled,
@@ -352,28 +373,13 @@ class Federation:
     def advance(self, lineage: Lineage) -> None:
         """The pending manifest is committed and is the lineage's head now."""
         self._since_whole = 0 if lineage.head and lineage.head.manifest.whole else self._since_whole + 1
+        has_new_plan = self.pending.plan is not None
         self.lineage = lineage
         self.pending = Pending()
         self.weighing.committed()
+        if has_new_plan:
+            self._follow_plan()
 
 
 def _left(state: StandingState | None, limit: str, plan_hash: str) -> dict[str, Any]:
     return {"standing": state, "standing_limit": limit, "standing_plan": plan_hash}
-
-
-def _stated(update: Update, entry: Entry, outcome: Outcome) -> dict[str, Any]:
-    """What an update says of its institution. Nothing lowers epsilon, and no claim that was refused is kept but for that."""
-    statement, spent = update.privacy, _finite(update.privacy.epsilon_spent)
-    known: dict[str, Any] = {}
-    if spent is not None:
-        known["epsilon_spent"] = max(spent, entry.epsilon_spent or 0.0)
-    if outcome != "rejected":
-        known["num_examples"] = update.num_examples
-        known["mechanism"] = statement.mechanism
-        known["noise_multiplier"] = _finite(statement.noise_multiplier)
-        known["target_delta"] = _finite(statement.target_delta)
-    return known
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

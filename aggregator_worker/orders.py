@@ -1,5 +1,6 @@
 """The operator's orders as they arrive at the leader; each is settled by the next commit."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from aggregator_worker.federation import Federation
 from aggregator_worker.intake import Upload
 from aggregator_worker.model_uploads import ModelUpload, ModelUploads
 from aggregator_worker.operations import RefusedOperationError
+from aggregator_worker.plan_change import KIND as CHANGE_PLAN
+from aggregator_worker.plan_change import changed_plan
 from aggregator_worker.refusals import say_refused
 from aggregator_worker.roll_back import KIND as ROLL_BACK
 from aggregator_worker.roll_back import checked_model
@@ -22,7 +25,7 @@ from broker_config.streams import records_of
 from broker_config.topology import OPERATIONS
 from shared import messages
 from shared.broker import Delivery
-from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
+from shared.errors import IncompatibleUpdateError, RejectedMessageError, SettingsError, UnknownInstitutionError
 from shared.messages import Operation, OperationOutcome
 from shared.parameters import Parameters
 
@@ -34,10 +37,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Orders:
-    """Follows orders on behalf of a desk. `models` holds what has come of a roll-back's model; whoever gave it closes it."""
+    """Follows orders on behalf of a desk. `models` holds what has come of a roll-back's model; whoever gave it closes it.
+
+    `commit` makes a manifest of all that is pending. `has_rows` says whether every version is measured on held-out rows.
+    """
 
     desk: Desk
     models: ModelUploads
+    commit: Callable[[], object]
+    has_rows: bool = False
 
     def take(self, delivery: Delivery) -> Operation | None:
         """Follows an operator's order; returns it if it was applied just now."""
@@ -65,6 +73,8 @@ class Orders:
             return operations.settled(self.desk.federation, operation, lambda: self._requeue(operation, delivery))
         if operation.kind == ROLL_BACK:
             return self._roll_back(operation)
+        if operation.kind == CHANGE_PLAN:
+            return self._change_plan(operation)
         return operations.apply(self.desk.federation, operation, self.desk.pseudonym_of)
 
     def _roll_back(self, operation: Operation) -> OperationOutcome | None:
@@ -95,6 +105,27 @@ class Orders:
             raise RefusedOperationError(f"{wanted.without} is neither in quarantine nor removed: its next update would be folded")
         federation.replace_model(model)
         return wanted.told()
+
+    def _change_plan(self, operation: Operation) -> OperationOutcome | None:
+        """What was folded under the present plan gets a manifest of its own first: no manifest belongs to two plans."""
+        federation = self.desk.federation
+        if operations.is_settled(federation, operation):
+            return None
+        if not federation.empty:
+            self.commit()
+        return operations.settled(federation, operation, lambda: self._put_in_force(operation))
+
+    def _put_in_force(self, operation: Operation) -> str:
+        federation = self.desk.federation
+        if federation.head.manifest.phase == "finished":
+            raise RefusedOperationError("the run is finished")
+        present = federation.plan.hash
+        try:
+            plan = changed_plan(operation.arguments, federation.plan, has_rows=self.has_rows)
+        except SettingsError as error:
+            raise RefusedOperationError(str(error)[:200]) from error
+        federation.change_plan(plan)
+        return f"plan {present[:12]} is followed by {plan.hash[:12]}"
 
     def _requeue(self, operation: Operation, delivery: Delivery) -> None:
         """Takes a dead letter back. Raises RefusedOperationError where its update must not or cannot be folded."""

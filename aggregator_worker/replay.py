@@ -33,7 +33,7 @@ class Around:
 
 @dataclass(slots=True)
 class Replay:
-    """Repeats what the aggregator did, from a state on. The plan is the lineage's; `without` are the pseudonyms left out.
+    """Repeats what the aggregator did, from a state on. `plan` is the one in force there; `without` are the pseudonyms left out.
 
     Weights are the recorded ones; `off_rule` counts those that the plan's rule would not give, which is no matter of bits.
     `bases` serves the rule `latest-model`.
@@ -47,6 +47,11 @@ class Replay:
     folded: int = 0
     left_out: int = 0
     off_rule: int = 0
+
+    def go_on_from(self, state: ServerState, plan: Plan) -> None:
+        """From another state, or under another plan, which is in force from the next manifest on."""
+        state.plan = plan.aggregation
+        self.state, self.plan = state, plan
 
     def fold(self, manifest: Manifest, around: Around) -> bool:
         """Folds what one manifest aggregated; True where it made a version, whose state this is now."""

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from shared.messages import Entry, PrivacyStatement, Unit, Update
+from shared.messages import Entry, Outcome, PrivacyStatement, Unit, Update
 from shared.noise import least_norm, noise_std
 from shared.plan import Mechanism, Plan
 
@@ -109,3 +109,21 @@ def _epsilon_fault(statement: PrivacyStatement, entry: Entry, *, newest: bool) -
     if comparable and before is not None and spent < before * (1 - EPSILON_TOLERANCE):
         return f"it states epsilon {spent:.6g} after {before:.6g}; nothing lowers what was spent"
     return None
+
+
+def stated(update: Update, entry: Entry, outcome: Outcome) -> dict[str, Any]:
+    """What an update says of its institution. Nothing lowers epsilon, and no claim that was refused is kept but for that."""
+    statement, spent = update.privacy, _finite(update.privacy.epsilon_spent)
+    known: dict[str, Any] = {}
+    if spent is not None:
+        known["epsilon_spent"] = max(spent, entry.epsilon_spent or 0.0)
+    if outcome != "rejected":
+        known["num_examples"] = update.num_examples
+        known["mechanism"] = statement.mechanism
+        known["noise_multiplier"] = _finite(statement.noise_multiplier)
+        known["target_delta"] = _finite(statement.target_delta)
+    return known
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -208,9 +209,10 @@ class Term:
         delivery = None if full else self._next(0.0 if due else IDLE_SECONDS)
         if delivery is not None:
             self._group += due
-            self._take(desk, delivery)
-        # a model that was replaced is a version of its own: nothing is folded into it
-        if desk.federation.pending.replaced or (due and delivery is None):
+            self._take(desk, committer, delivery)
+        pending = desk.federation.pending
+        # a model that was replaced is a version of its own, and a new plan has a manifest of its own: nothing is folded into them
+        if pending.replaced or pending.plan is not None or (due and delivery is None):
             self._commit(desk, committer)
         desk.tidy(orphan_seconds=self._settings.orphan_seconds)
         self._listening.pace(desk.settled)
@@ -225,9 +227,10 @@ class Term:
             self._listening.lost(error)
             return None
 
-    def _take(self, desk: Desk, delivery: Delivery) -> None:
+    def _take(self, desk: Desk, committer: Committer, delivery: Delivery) -> None:
         if delivery.queue == OPERATIONS:
-            self._note(Orders(desk, self._models).take(delivery))
+            has_rows = self._settings.evaluate is not None
+            self._note(Orders(desk, self._models, partial(self._commit, desk, committer), has_rows).take(delivery))
         elif (institution := self._listening.owner(delivery)) and (heard := self._listening.heard(delivery)):
             desk.take(heard, institution)
 

@@ -21,9 +21,11 @@ from operator_console.init_command import init
 from operator_console.institution_commands import institution_app
 from operator_console.kit_commands import kit_app
 from operator_console.lineage_commands import lineage_app
+from operator_console.logs_command import logs
 from operator_console.model_command import model
 from operator_console.new_command import new
 from operator_console.operation_commands import pause, resume, stop
+from operator_console.plan_commands import plan_app
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
 from operator_console.roll_back_command import roll_back
@@ -60,9 +62,12 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
         bool, typer.Option("--sealed", help="Encrypt updates and models, so that the broker cannot read them.")
     ] = False,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="Kill the aggregator, a bank and the broker on the way, and show that nothing is lost.")
+        bool,
+        typer.Option("--chaos", help="Kill the aggregator, a bank and the broker on the way, and show that nothing is lost."),
     ] = False,
-    web_console: Annotated[bool, typer.Option("--console", help="Show the run in a browser too; --chaos does in any case.")] = False,
+    web_console: Annotated[
+        bool, typer.Option("--console", help="Show the run in a browser too; --chaos does in any case.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder, new or empty; without it, a new one below runs/.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -94,14 +99,14 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
 COMMANDS = {
     FOUND: (new, init),
-    OPERATE: (status, console, doctor, audit, pause, resume, stop),
+    OPERATE: (status, console, logs, doctor, audit, pause, resume, stop),
     MODEL: (model, replay, roll_back),
     KEEP: (backup, restore, republish),
     TRY: (demo, simulate, sweep, report),
 }
 GROUPS = {
     FOUND: {"broker": broker_app, "ca": ca_app},
-    OPERATE: {"dead-letters": dead_letter_app, "console-user": console_user_app},
+    OPERATE: {"plan": plan_app, "dead-letters": dead_letter_app, "console-user": console_user_app},
     PEOPLE: {"institution": institution_app, "kit": kit_app, "privacy": privacy_app},
     MODEL: {"lineage": lineage_app},
 }

@@ -28,6 +28,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "console-user remove": ("fedqueue console-user remove victor",),
     "console-user password": ("fedqueue console-user password olga",),
     "console-user list": ("fedqueue console-user list",),
+    "logs": (
+        "fedqueue logs --institution north --since 1h",
+        "fedqueue logs --version 12 --level debug",
+        "journalctl -o cat -u fedqueue-aggregator | fedqueue logs --level warning -",
+        "docker compose logs --no-log-prefix aggregator | fedqueue logs --institution north -",
+    ),
     "doctor": ("fedqueue doctor", "fedqueue doctor --json"),
     "audit": (
         "fedqueue audit --institution north --since 7d",
@@ -36,6 +42,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "pause": ("fedqueue pause",),
     "resume": ("fedqueue resume",),
     "stop": ("fedqueue stop",),
+    "plan show": ("fedqueue plan show", "fedqueue plan show --json"),
+    "plan change": (
+        "fedqueue plan change local.updates=40 privacy.epsilon=4",
+        "fedqueue plan change aggregation.rule=fedbuff --dry-run",
+    ),
     "dead-letters list": ("fedqueue dead-letters list",),
     "dead-letters show": ("fedqueue dead-letters show fc8ef06b1d8d",),
     "dead-letters requeue": ("fedqueue dead-letters requeue fc8ef06b1d8d",),

@@ -23,7 +23,7 @@ class RecordedRun:
 
 
 def recorded_run(broker: Broker, names: Mapping[str, str]) -> RecordedRun:
-    """From the oldest version after which nothing is missing and nothing was rolled back.
+    """From the oldest version after which nothing is missing, nothing was rolled back, and one plan was in force.
 
     `names` gives the institution behind a pseudonym. Raises JournalGapError where there is no such version.
     """
@@ -31,13 +31,13 @@ def recorded_run(broker: Broker, names: Mapping[str, str]) -> RecordedRun:
     journal = Journal(broker, names, max_bytes=chain.plan.limits.update_bytes)
     lacking = set(journal.find([each for folded in chain.folded.values() for each in folded]))
     missing = {made: [each for each in folded if each in lacking] for made, folded in chain.folded.items()}
-    unbroken = [version for version in oldest_kept(broker, chain) if version >= max(chain.roll_backs, default=0)]
+    unbroken = [version for version in oldest_kept(broker, chain) if version >= max([0, *chain.roll_backs, *chain.plan_changes])]
     version, passed_over = choose_start(unbroken, missing, target=chain.newest)
     record = chain.versions[version]
     first, links = _links(broker, record)
     start = Start(
         link=first,
-        plan=chain.plan,
+        plan=chain.plan_after(version),
         names=names,
         model=fetch_model(broker, record),
         wide=fetch_state(broker, record),

@@ -26,18 +26,36 @@ from operator_console.lineage_commands import NoSuchVersionError
 from operator_console.replay_course import Leg, as_published, leg_of
 from shared.broker import Broker
 from shared.errors import SettingsError, TopologyError
-from shared.messages import Entry, ManifestRecord, Settlement, pseudonym
+from shared.messages import Entry, Manifest, ManifestRecord, Settlement, pseudonym
 from shared.plan import Plan
 
 
 @dataclass(slots=True)
 class Chain:
-    """What a replay must know of a lineage before it begins; records are kept without their settlements and tables."""
+    """What a replay must know of a lineage before it begins; records are kept without their settlements and tables.
 
-    plan: Plan
+    `plans` are by the version after which each came into force. A version's record is the last one before updates were folded
+    on it under the plan then in force.
+    """
+
+    plans: dict[int, Plan] = field(default_factory=dict)
     versions: dict[int, ManifestRecord] = field(default_factory=dict)
     folded: dict[int, list[Settlement]] = field(default_factory=dict)
     roll_backs: dict[int, RollBack] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The newest plan. Limits and the broadcast's type are the same in all."""
+        return self.plans[max(self.plans)]
+
+    @property
+    def plan_changes(self) -> list[int]:
+        """The versions after which another plan than before came into force."""
+        return sorted(self.plans)[1:]
+
+    def plan_after(self, version: int) -> Plan:
+        """The plan under which updates on a version's head are folded; where it is not told any more, the oldest that is."""
+        return self.plans[max((since for since in self.plans if since <= version), default=min(self.plans))]
 
     @property
     def newest(self) -> int:
@@ -108,7 +126,7 @@ def rebuilt(broker: Broker, names: Mapping[str, str], *, version: int | None = N
     missing = {made: [each for each in folded if each in lacking] for made, folded in wanted.items()}
     kept = [version for version in oldest_kept(broker, chain) if leg_of(legs, version)]
     start, passed_over = choose_start(kept, missing, target=target)
-    begun = Replay(start_state(broker, chain, start), chain.plan, journal.load, bases=KeptModels(broker))
+    begun = Replay(start_state(broker, chain, start), chain.plan_after(start), journal.load, bases=KeptModels(broker))
     begun.demand_equal(chain.versions[start].manifest)
     _fold_all(begun, broker, chain, [leg for leg in legs if leg.end >= start], start=start)
     passed = {made: back for made, back in chain.roll_backs.items() if start < made and leg_of(legs, made)}
@@ -131,23 +149,26 @@ def _holds(chain: Chain, start: int, left_out: frozenset[str]) -> bool:
 
 
 def read_chain(broker: Broker) -> Chain:
-    """The lineage's versions, what they fold, and its plan. Raises TopologyError where it does not hold a plan."""
-    versions: dict[int, ManifestRecord] = {}
-    folded: dict[int, list[Settlement]] = {}
-    roll_backs: dict[int, RollBack] = {}
-    plan: Plan | None = None
+    """The lineage's versions, what they fold, and its plans. Raises TopologyError where it does not hold a plan."""
+    chain, plan_hash = Chain(), ""
     for record in records_of(broker):
         manifest = record.manifest
-        plan = plan or manifest.plan
-        if manifest.version not in versions:
-            bare = manifest.model_copy(update={"settled": [], "table": {}, "plan": None, "metrics": {}})
-            versions[manifest.version] = replace(record, content=b"", manifest=bare)
-            folded[manifest.version] = [each for each in manifest.settled if each.outcome == "aggregated"]
+        if (plan := manifest.plan) is not None and manifest.plan_hash != plan_hash:
+            chain.plans[manifest.version], plan_hash = plan, manifest.plan_hash
+            chain.versions[manifest.version] = _bare(record)
+        if manifest.version not in chain.folded:
+            chain.versions.setdefault(manifest.version, _bare(record))
+            chain.folded[manifest.version] = [each for each in manifest.settled if each.outcome == "aggregated"]
             back = rolled_back(manifest)
-            roll_backs |= {manifest.version: back} if back else {}
-    if plan is None:
+            chain.roll_backs |= {manifest.version: back} if back else {}
+    if not chain.plans:
         raise TopologyError(f"{LINEAGE} holds no manifest with a plan; run `fedqueue lineage verify`")
-    return Chain(plan, versions, folded, roll_backs)
+    return chain
+
+
+def _bare(record: ManifestRecord) -> ManifestRecord:
+    emptied = record.manifest.model_copy(update={"settled": [], "table": {}, "plan": None, "metrics": {}})
+    return replace(record, content=b"", manifest=emptied)
 
 
 def oldest_kept(broker: Broker, chain: Chain) -> list[int]:
@@ -211,19 +232,25 @@ def _fold_all(begun: Replay, broker: Broker, chain: Chain, legs: list[Leg], *, s
         manifest, before = record.manifest, table
         if manifest.version > legs[-1].end:
             return
-        if manifest.whole:
-            table = dict(manifest.table)
-        elif table is not None:
-            table = {**table, **manifest.table}
+        table = _table_after(before, manifest)
         leg = leg_of(legs, manifest.version) if manifest.version >= start else None
         if leg is not None and manifest.version == leg.begin and manifest.version > start and rolled_back(manifest):
-            begun.state = start_state(broker, chain, leg.begin) if verified else anew(begun.state, chain.plan)
+            begun.go_on_from(start_state(broker, chain, leg.begin) if verified else anew(begun.state, begun.plan), begun.plan)
         elif leg is not None and manifest.version > start:
             begun.without = leg.without
             made = begun.fold(manifest, Around(scalars, before, table))
             if made and verified:
                 begun.demand_equal(manifest)
+        if manifest.plan is not None and manifest.version >= start:
+            begun.go_on_from(begun.state, manifest.plan)
         scalars = manifest.scalars
+
+
+def _table_after(before: Mapping[str, Entry] | None, manifest: Manifest) -> dict[str, Entry] | None:
+    """Known from the first whole one on."""
+    if manifest.whole:
+        return dict(manifest.table)
+    return None if before is None else {**before, **manifest.table}
 
 
 def anew(state: ServerState, plan: Plan) -> ServerState:

@@ -93,7 +93,7 @@ class Counter:
         """Publishes an order as the operator does and lets the desk take it."""
         body = messages.encode("operation", operation)
         self.server.connect("operator").publish(OPERATIONS, Message(body, "operation", "x"))
-        return Orders(self.desk, self.models).take(self.received())
+        return Orders(self.desk, self.models, self.commit).take(self.received())
 
     def requeue(self, *letters: Message) -> list[tuple[bool, str]]:
         """Orders letters to be taken back; whether each order was applied, and why not."""

@@ -406,7 +406,7 @@ def test_an_order_that_cannot_be_read_is_refused(counter):
     counter.server.connect("operator").publish(OPERATIONS, Message(b"pause!", "operation", "x"))
     delivery = counter.broker.receive(0)
     assert delivery is not None
-    assert Orders(counter.desk, counter.models).take(delivery) is None
+    assert Orders(counter.desk, counter.models, counter.commit).take(delivery) is None
     assert len(counter.dead_letters()) == 1
 
 

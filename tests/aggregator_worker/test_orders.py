@@ -254,7 +254,7 @@ def test_a_letter_that_kills_what_takes_it_back_is_refused_after_five_deliveries
     counter.desk.survives_trial = lambda _upload: False
     order = messages.encode("operation", requeue_order(a_letter(message)))
     delivery = Delivery(OPERATIONS, 1, Message(order, "operation", "x"), "operator", delivery_count=5)
-    Orders(counter.desk, counter.models).take(delivery)
+    Orders(counter.desk, counter.models, counter.commit).take(delivery)
     (outcome,) = counter.federation.pending.operations
     assert (outcome.applied, outcome.reason[:36]) == (False, "a child process that tried it died; ")
     assert counter.settled() == []
