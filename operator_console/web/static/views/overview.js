@@ -101,7 +101,7 @@ function sentence({ points }, run, name) {
   const measured = points.filter((point) => known(point.values[name]));
   if (!measured.length) return `No version has a ${metricName(name)}.`;
   const [first, last] = [measured[0], measured.at(-1)];
-  const best = run.best?.metric === name ? `, best ${figure(run.best.figure)} at version ${run.best.version} (★)` : "";
+  const best = run.best?.metric === name ? `, best ${figure(run.best.figure)} at version ${run.best.version} (ringed)` : "";
   return `${metricName(name)} ${figure(first.values[name])} at version ${first.version}, now ${figure(last.values[name])} at version ${last.version}${best}.`;
 }
 
