@@ -22,6 +22,8 @@ docs: setup ## build the documentation site, build/docs/index.html
 
 test: setup ## linters, types, import contracts, the documentation site and all tests but the long ones
 	@setup/node
+	@setup/chromium
+	@setup/axe
 	@setup/docs
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -30,6 +32,8 @@ test: setup ## linters, types, import contracts, the documentation site and all 
 	.venv/bin/pytest -m 'not long' -n 2 --dist loadfile
 
 test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
+	@setup/chromium
+	@setup/axe
 	@setup/prometheus
 	@setup/extras
 	.venv/bin/pytest -m 'long and not compose and not extras'
