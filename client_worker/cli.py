@@ -11,12 +11,19 @@ import typer
 
 from broker_config.connection import connect
 from broker_config.service import ShowVersion, process_name, read_settings, stop_on_signals
+from broker_config.tls import readable_expiry
+from client_worker import telling
 from client_worker.check import doubtful_count, require_broker, require_credentials
 from client_worker.dataset_entry import dataset_facts, with_count
 from client_worker.ledger import Ledger
 from client_worker.local_work import LocalWork, Member
+from client_worker.metrics import ClientMetrics
 from client_worker.settings import ClientSettings
 from client_worker.worker import run
+from monitoring.asking import Ready, end_as_ready
+from monitoring.own_state import new_registry
+from monitoring.vitals import Vitals
+from monitoring.watched import watched
 from shared.command_page import GroupPage, epilog, lay_out
 from shared.logs import configure
 from shared.outermost import run_program
@@ -53,6 +60,7 @@ def client(
     config: Annotated[Path | None, ConfigFile] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what is wrong with keys, data or broker, then end.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
+    ready: Ready = False,
     show_version: ShowVersion = False,
 ) -> None:
     """Trains on this institution's data and publishes noised updates; the data stay here."""
@@ -62,27 +70,48 @@ def client(
         raise typer.BadParameter("it is missing; name the settings file", param_hint="'--config'")
     stopping = threading.Event() if check else stop_on_signals()
     settings = read_settings(ClientSettings, config)
+    if ready:
+        end_as_ready(settings.monitoring)
     settings = settings if device is None else settings.model_copy(update={"device": device})
     configure(level=settings.log_level)
     structlog.contextvars.bind_contextvars(institution=settings.institution)
     if check:
-        require_credentials(settings.broker, datetime.now(UTC))
-    # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
+        _check(settings)
+        return
+    _take_part(settings, stopping)
+    log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
+
+
+def _check(settings: ClientSettings) -> None:
+    require_credentials(settings.broker, datetime.now(UTC))
     from client_worker.local_data import open_data
 
     data = open_data(settings)
-    if check:
-        typer.echo(require_broker(settings.broker, member(settings), data, datetime.now(UTC)))
-        if (doubt := doubtful_count(settings.num_examples, data.units)) is not None:
-            typer.echo(doubt, err=True)
-        return
-    ledger = Ledger(
-        settings.ledger_file, run_id=settings.run_id, institution=settings.institution, incarnation=settings.incarnation
-    )
-    ledger.require_dataset(dataset_facts(settings, fingerprint=data.fingerprint, unit=data.unit))
-    work = LocalWork(member(settings), with_count(settings, data, ledger), ledger, stopping)
-    run(lambda: connect(settings.broker, name=process_name("fedqueue-client", settings.institution)), work, stopping)
-    log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
+    typer.echo(require_broker(settings.broker, member(settings), data, datetime.now(UTC)))
+    if (hours := telling.hours(settings.schedule.as_windows(), datetime.now(UTC))) is not None:
+        typer.echo(hours)
+    if (doubt := doubtful_count(settings.num_examples, data.units)) is not None:
+        typer.echo(doubt, err=True)
+
+
+def _take_part(settings: ClientSettings, stopping: threading.Event) -> None:
+    """Answers whoever watches from here on: the import of torch, reading the rows and the first training take long."""
+    gauges = ClientMetrics(Vitals(stalled_after_seconds=settings.monitoring.stalled_after_seconds))
+    registry = new_registry("client", gauges.vitals, lambda: readable_expiry(settings.broker.tls))
+    gauges.register(registry)
+    with watched(settings.monitoring, gauges.vitals, registry, stopping):
+        # Importing torch takes seconds, in which SIGTERM must already end the worker cleanly.
+        from client_worker.local_data import open_data
+
+        data = open_data(settings)
+        ledger = Ledger(
+            settings.ledger_file, run_id=settings.run_id, institution=settings.institution, incarnation=settings.incarnation
+        )
+        ledger.require_dataset(dataset_facts(settings, fingerprint=data.fingerprint, unit=data.unit))
+        data = with_count(settings, data, ledger)
+        work = LocalWork(member(settings), data, ledger, stopping, gauges=gauges)
+        log.info("started", says=telling.starts(settings.policy, examples=data.num_examples, unit=data.unit))
+        run(lambda: connect(settings.broker, name=process_name("fedqueue-client", settings.institution)), work, stopping)
 
 
 @app.command()
@@ -128,6 +157,8 @@ def member(settings: ClientSettings) -> Member:
         pseudonym=settings.pseudonym,
         policy=settings.policy,
         at_least_seconds=settings.at_least_seconds,
+        windows=settings.schedule.as_windows(),
+        upload_bytes_per_second=settings.limits.upload_bytes_per_second,
         leave_when_finished=settings.leave_when_finished,
     )
 

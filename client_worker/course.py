@@ -34,7 +34,8 @@ class Norms:
 class Course:
     """Written by the training thread alone, one number at a time, and read by the loop; nothing in it is locked.
 
-    `steps` are planned and `done` so far. `sent_norm` is the length of the noised update, which leaves.
+    `steps` are planned and `done` so far. `sent_norm` is the length of the noised update, which leaves; `seconds` is what the
+    training took.
     """
 
     should_stop: Callable[[], bool] = _never
@@ -42,6 +43,7 @@ class Course:
     done: int = 0
     norms: Norms | None = None
     sent_norm: float = 0.0
+    seconds: float = 0.0
 
 
 def norms_of_update(norm: float, clipping_norm: float | None) -> Norms:

@@ -27,6 +27,7 @@ from client_worker.ledger_rows import (
     row_after,
 )
 from client_worker.outbox import OutboxFolder
+from client_worker.sent import Sent, sent
 from shared.codec import Encoded
 from shared.errors import CheckpointError, SettingsError, StorageError
 
@@ -262,6 +263,10 @@ class Ledger:
         self._write(statements=[("UPDATE outbox SET settled = 0 WHERE sequence > ?", (watermark,))])
         for sealed in [each for each in self._outbox.values() if each.sequence > watermark]:
             self._outbox[sealed.sequence] = replace(sealed, settled=False)
+
+    def sent(self) -> Sent:
+        """What has left and what it cost, without private figures."""
+        return sent(self.entries(), {})
 
     def entries(self) -> list[LedgerRow]:
         """Every row, those too that wait to be written with the next."""

@@ -1,5 +1,8 @@
 """The institution's own rows bound to what can be done with them: training, accounting, reports."""
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -27,9 +30,10 @@ def open_data(settings: ClientSettings) -> LocalData:
     spec = read_task(settings.task_file)
     dataset = load_dataset(spec, settings.training_file)
     private = settings.policy.allow_no_privacy == "no"
-    trainer = LocalTrainer(spec, device=settings.device, private=private)
+    trainer = LocalTrainer(spec, device=settings.device, private=private, threads=settings.limits.cpu_threads)
 
     def train(base: Parameters, local: LocalTraining, course: Course) -> Parameters:
+        stand_back(settings.limits.nice)
         return trainer.local_update(base, dataset, local, course)
 
     return LocalData(
@@ -44,6 +48,12 @@ def open_data(settings: ClientSettings) -> LocalData:
         unit=unit_of(spec),
         units=dataset.units,
     )
+
+
+def stand_back(nice: int) -> None:
+    """The calling thread, and those that it starts from now on, yield to other programs: on Linux each thread has its own."""
+    if nice and sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _report(settings: ClientSettings, spec: TaskSpec) -> Callable[[Parameters, float], Metrics] | None:

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import structlog
 
 from broker_config.spool import Spool
-from client_worker import outgoing
+from client_worker import outgoing, telling
 from client_worker.charging import affordable
 from client_worker.course import Course
 from client_worker.ledger import Beside, Ledger, Reservation
 from client_worker.ledger_rows import Sealed
 from client_worker.mechanism import Charge, LocalTraining, charge_of, local_training
+from client_worker.metrics import ClientMetrics
 from client_worker.outgoing import Base, Terms
 from client_worker.pacing import wait_seconds
 from client_worker.policy import Policy
+from client_worker.windows import ALWAYS, Windows
 from shared import parameters
 from shared.codec import Encoded
 from shared.messages import Metrics, PrivacyStatement, Unit
@@ -36,7 +38,8 @@ log = structlog.get_logger()
 class Member:
     """Who this institution is in the federation, as its onboarding says, and what it allows.
 
-    `at_least_seconds` stretches every local training, for demonstrations of slow institutions.
+    `at_least_seconds` stretches every local training, for demonstrations of slow institutions. Training begins in `windows`
+    only; an `upload_bytes_per_second` of None is no limit.
     """
 
     run_id: str
@@ -46,6 +49,8 @@ class Member:
     policy: Policy
     at_least_seconds: float = 0.0
     leave_when_finished: bool = False
+    windows: Windows = ALWAYS
+    upload_bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,10 @@ class LocalWork:
         stopping: threading.Event,
         *,
         after_step: Callable[[str], None] = _no_step,
+        gauges: ClientMetrics | None = None,
     ) -> None:
         self.after_step = after_step
+        self.gauges = gauges or ClientMetrics()
         self.member = member
         self.data = data
         self.ledger = ledger
@@ -154,15 +161,18 @@ class LocalWork:
             **statement.model_dump(exclude={"epsilon_spent"}),
         }
         reservation = self.ledger.reserve(fields, epsilon_spent=statement.epsilon_spent)
+        self.gauges.writes()
         self.after_step("reserve")
-        course = Course(self.stopping.is_set, settings.steps)
+        course, terms = Course(self.stopping.is_set, settings.steps), Terms(base, plan, statement, self.data.num_examples)
         future = self._pool.submit(self._train, model, settings, course)
-        self.training = Training(reservation, Terms(base, plan, statement, self.data.num_examples), course, future)
+        self.training = Training(reservation, terms, course, future)
         future.add_done_callback(lambda _: self.on_trained())
         log.info(
             "training",
+            says=telling.begins(terms, self.data.unit),
             base_version=base.version,
             examples=self.data.num_examples,
+            steps=settings.steps,
             epsilon_spent=statement.epsilon_spent,
             noise_multiplier=statement.noise_multiplier,
         )
@@ -172,6 +182,7 @@ class LocalWork:
         delta = self.data.train(model, settings, course)
         course.sent_norm = parameters.norm(delta)
         self.stopping.wait(max(0.0, self.member.at_least_seconds - (time.monotonic() - started)))
+        course.seconds = time.monotonic() - started
         return delta
 
     def seal(self) -> Sealed | None:
@@ -189,8 +200,11 @@ class LocalWork:
             after_file=lambda: self.after_step("file"),
         )
         self.training, self._fresh = None, (sealed, content)
+        self.gauges.writes()
+        self.gauges.trains(training.course.seconds)
         self.after_step("seal")
-        log.debug("sealed", sequence=sealed.sequence, hash=sealed.hash[:12])
+        says = telling.is_made(training.course.done, training.course.seconds)
+        log.info("trained", says=says, sequence=sealed.sequence, seconds=round(training.course.seconds, 3), hash=sealed.hash[:12])
         return sealed
 
     def content(self, sealed: Sealed) -> Encoded:
@@ -204,6 +218,7 @@ class LocalWork:
         self._fresh = None
         self.after_step("publish")
         self.ledger.published(sealed)
+        self.gauges.publishes(sealed.size)
 
     def metrics(self, model: Parameters, version: int) -> tuple[Metrics, float] | None:
         """Noised validation metrics to be sent, charged first; None where the policy or the number of reports forbids it."""

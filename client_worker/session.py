@@ -8,11 +8,14 @@ import structlog
 from broker_config.downloads import ModelReader, Wanted
 from broker_config.streams import LineageReader
 from broker_config.topology import LINEAGE, MODEL, control_queue
-from client_worker import outgoing
+from client_worker import outgoing, telling
+from client_worker.ledger_rows import Sealed
 from client_worker.local_work import LocalWork
+from client_worker.metrics import State, Work
 from client_worker.outgoing import Base
 from client_worker.permission import Permission
 from client_worker.policy import require_task
+from client_worker.progress import Progress
 from client_worker.sending import REFUSED_PAUSE_SECONDS, Sender
 from client_worker.standing import SameModelPause, next_nonce, require_membership, require_own, require_same_history
 from shared import messages, parameters
@@ -51,6 +54,7 @@ class Session:
         self._wanted: Wanted | None = None
         self._pause = SameModelPause()
         self._permission = Permission(work, self._leave)
+        self._progress = Progress()
         self._draw = random.random()  # noqa: S311 - it spreads institutions in time, nothing is hidden by it
         self.finished = False
 
@@ -64,9 +68,11 @@ class Session:
             require_task(lineage.plan, task_hash=self._work.data.task_hash)
         self._broker.consume(control_queue(member.institution), prefetch=16)
         self._say_hello()
+        self._work.gauges.greets()
 
     def step(self) -> None:
         """One turn: take what has arrived, then do what is next. Waits at most a tick."""
+        self._work.gauges.vitals.beat()
         delivery, taken = self._broker.receive(TICK_SECONDS), 0
         while delivery is not None:
             self._take(delivery)
@@ -74,22 +80,49 @@ class Session:
             delivery = self._broker.receive(0.0) if taken < MOST_AT_ONCE else None
         if self._greeted:
             self._proceed()
+            self._work.gauges.turns(*self._at(), self._known())
         elif time.monotonic() > self._send_after:
             self._say_hello()
+
+    def _at(self) -> tuple[State, str]:
+        """What the worker is at, and more of it in words."""
+        training, waiting = self._work.training, self._work.ledger.unsettled()
+        if training is not None:
+            return "training", self._progress.words(training)
+        return ("waiting", f"until update {waiting[0].sequence} is settled") if waiting else self._permission.kept_by
+
+    def _known(self) -> Work:
+        work = self._work
+        return Work.of(
+            self._reader.lineage,
+            work.ledger.totals,
+            unsettled=len(work.ledger.unsettled()),
+            is_training=work.training is not None,
+        )
 
     def _proceed(self) -> None:
         if self._reader.lineage is not self._settled_from:
             self._settle()
+        self._progress.look(self._work.training)
         self._work.seal()
         self._sender.deliver(self._chunk_bytes)
         waiting = self._work.ledger.unsettled()
         if waiting:
             if waiting[0].sequence != self._sent or time.monotonic() >= self._send_after:
                 self._sent = waiting[0].sequence
-                taken = self._sender.update(waiting[0], self._chunk_bytes)
-                self._send_after = time.monotonic() + (self._patience_seconds if taken else REFUSED_PAUSE_SECONDS)
-        elif self._work.training is None:
-            self._train()
+                self._send(waiting[0])
+        else:
+            self._sender.abandon()
+            if self._work.training is None:
+                self._train()
+
+    def _send(self, sealed: Sealed) -> None:
+        progress = self._sender.update(sealed, self._chunk_bytes)
+        if progress == "under way":
+            self._send_after = 0.0
+        else:
+            taken = progress == "taken"
+            self._send_after = time.monotonic() + (self._patience_seconds if taken else REFUSED_PAUSE_SECONDS)
 
     def _take(self, delivery: Delivery) -> None:
         if delivery.queue == MODEL:
@@ -120,7 +153,8 @@ class Session:
         hello = outgoing.hello(member, (sequence, digest), nonce=self._nonce, num_examples=self._work.data.num_examples)
         taken = self._sender.small("hello", hello, f"hello-{self._nonce}", self._chunk_bytes)
         self._send_after = time.monotonic() + (RESEND_SECONDS if taken else REFUSED_PAUSE_SECONDS)
-        log.info("hello", head_sequence=sequence)
+        if taken:
+            log.info("hello", says=telling.greets(sequence), head_sequence=sequence)
 
     def _compare(self) -> None:
         """Once the hello is answered: does the aggregator know what this ledger knows?"""
@@ -135,7 +169,8 @@ class Session:
         if sequence == 0 and entry.epsilon_spent is not None and plan is not None:
             self._work.carry_over(entry.epsilon_spent, plan)
         self._greeted = True
-        log.info("welcome", watermark=entry.watermark, to_send=sequence - entry.watermark)
+        to_send = sequence - entry.watermark
+        log.info("welcome", says=telling.is_welcome(to_send), watermark=entry.watermark, to_send=to_send)
 
     def _settle(self) -> None:
         """Closes what the newest manifest has settled."""
@@ -146,8 +181,11 @@ class Session:
             if sealed.sequence <= entry.watermark:
                 outcome = self._outcomes.pop(sealed.sequence, "settled")
                 ledger.settle(sealed.sequence, outcome)
+                self._work.gauges.is_settled(outcome)
                 self._work.after_step("settle")
-                log.info("settled", sequence=sealed.sequence, outcome=outcome, version=self._head.manifest.version)
+                version = self._head.manifest.version
+                says = telling.is_settled(sealed.sequence, outcome, version)
+                log.info("settled", says=says, sequence=sealed.sequence, outcome=outcome, version=version)
         self._settled_from = lineage
 
     @property
@@ -188,6 +226,7 @@ class Session:
         self._draw = random.random()  # noqa: S311
         _require_room(plan, 4 * parameters.count(model))
         self._pause.begun(wanted.blob.hash)
+        self._permission.begun()
         self._work.begin(Base(wanted.version, wanted.blob, manifest.plan_hash), model, plan, statement)
         self._make_report(wanted, model)
 
@@ -208,7 +247,10 @@ class Session:
             wanted = Wanted(head.manifest.version, head.manifest.model, head.model_at)
         if lineage.plan is not None:
             _require_room(lineage.plan, wanted.blob.size)
-        return None if self._pause.holds(wanted.blob.hash) else wanted
+        if self._pause.holds(wanted.blob.hash):
+            self._permission.say("waiting", telling.is_same(wanted.version))
+            return None
+        return wanted
 
     def _model(self, wanted: Wanted) -> Parameters | None:
         """The model once it is here. What is not, and will not come or is soon got anew, is no longer wanted."""
@@ -231,7 +273,6 @@ class Session:
             report = outgoing.report(self._work.member, base.version, base.blob.hash, *released)
             number = self._work.ledger.totals.reports
             self._sender.post("report", report, f"report-{report.institution}-{report.incarnation}-{number}")
-            log.info("reporting", version=report.version, epsilon=report.epsilon, **report.metrics)
 
 
 def _require_room(plan: Plan, size: int) -> None:

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from broker_config.connection import ConnectionSettings
 from client_worker.policy import Policy
+from client_worker.schedule import Limits, Schedule
+from monitoring.settings import MonitoringSettings
 from shared.settings import WorkerSettings
 
 
@@ -49,6 +51,12 @@ class ClientSettings(WorkerSettings):
     """The login on the broker."""
     policy: Policy = Policy()
     """The most that this institution will ever allow; it wins over the plan."""
+    schedule: Schedule = Schedule()
+    """When local training may begin."""
+    limits: Limits = Limits()
+    """How much of the machine and of the line the worker may take."""
+    monitoring: MonitoringSettings = MonitoringSettings()
+    """Health and figures, for the machine around it."""
 
     @model_validator(mode="after")
     def _one_source_of_the_number(self) -> Self:

@@ -43,8 +43,16 @@ class LocalTrainer:
     With `private` that cost is paid at once; without it, only if a training turns out to need noise.
     """
 
-    def __init__(self, spec: TaskSpec, *, device: str = "auto", private: bool = True, random: SecureRandom | None = None) -> None:
-        torch.set_num_threads(1)
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        device: str = "auto",
+        private: bool = True,
+        random: SecureRandom | None = None,
+        threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(threads)
         self._spec = spec
         self._device = choose_device(device)
         self._random = random or SecureRandom()

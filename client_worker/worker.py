@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 from broker_config.reconnect import persist
 from client_worker.local_work import LocalWork
@@ -18,6 +19,7 @@ def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Even
     """
     was_connected = False
 
+    @work.gauges.session()
     def session() -> None:
         nonlocal was_connected
         try:
@@ -27,20 +29,19 @@ def run(connect: Callable[[], Broker], work: LocalWork, stopping: threading.Even
                 raise
             raise BrokerUnavailableError(f"cannot connect again: {error}") from error
         was_connected = True
-        current = Session(work, broker)
-        try:
+        with closing(broker):
+            current = Session(work, broker)
             current.open()
             while not stopping.is_set():
                 current.step()
                 if current.finished and work.member.leave_when_finished:
                     stopping.set()
-        finally:
-            broker.close()
 
     try:
         if not stopping.is_set():
             work.data.warm_up()
         persist(session, stopping)
     finally:
+        work.gauges.vitals.not_ready("ending")
         stopping.set()
         work.close()

@@ -1,4 +1,4 @@
-"""Logs: one canonical line per event, coloured on a terminal, JSON elsewhere."""
+"""Logs: one canonical line per event, coloured on a terminal, JSON elsewhere. `says` is the line in words."""
 
 import logging
 import sys
@@ -34,7 +34,9 @@ def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
 
 
 def _for_a_terminal(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """What strangers wrote must not move the cursor: JSON escapes control characters, a terminal obeys them."""
+    """The sentence first. What strangers wrote must not move the cursor: JSON escapes control characters, terminals obey them."""
+    if "says" in event:
+        event["event"] = f"{event['event']}: {event.pop('says')}"
     return {name: _shown(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
