@@ -4,6 +4,7 @@ import io
 import json
 import re
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -80,16 +81,14 @@ def test_other_updates_are_told_as_they_are(changes, words):
     assert words in telling.has_left(SentUpdate(charged, 1, 0, "f" * 64, 100, 9.0, 8.0, PRIVATE))
 
 
-def test_no_length_from_before_the_noise_is_in_the_log(tmp_path, scene):
+def test_no_length_from_before_the_noise_is_in_the_log(scene):
     real = scene.data.train
 
     def train(model, settings, course):
         course.norms = PRIVATE
         return real(model, settings, course)
 
-    scene.data = type(scene.data)(
-        **{name: getattr(scene.data, name) for name in scene.data.__dataclass_fields__} | {"train": train}
-    )
+    scene.data = replace(scene.data, train=train)
     with capture_logs() as said:
         session = scene.welcomed()
         scene.update(session)
@@ -123,7 +122,7 @@ def test_a_report_that_leaves_is_told_once_with_its_figures():
         epsilon=0.2,
     )
     told = telling.small_has_left(report)
-    assert told == "a report of version 3 has left: accuracy 0.812, with noise, at epsilon 0.2 of the validation rows"
+    assert told == "a report of version 3 has left: accuracy 0.812, with noise, at epsilon 0.2 of validation rows"
 
 
 def test_progress_is_said_every_ten_seconds_at_most_with_what_is_left():
@@ -174,5 +173,5 @@ def test_a_line_reads_as_a_sentence_on_a_terminal_and_is_a_field_in_json(stream)
 
 
 def test_terms_of_a_plan_are_told_with_the_budget():
-    told = telling.terms(NOISED, a_statement(noise_multiplier=1.25, epsilon_spent=0.5))
+    told = telling.terms(NOISED, a_statement(NOISED, 0.5))
     assert told == "the plan asks for 10 updates within epsilon 2 in all; the next one brings what is spent to 0.5"
