@@ -22,10 +22,11 @@ FILE = "users.json"
 LEAST_CHARACTERS = 12
 MOST_BYTES = 1024
 MOST_USERS = 1000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+LONGEST_NAME = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_NAME - 1}}}")
 _SCRYPT = {"n": 2**15, "r": 8, "p": 3}
 """32 MiB and a fifth of a second for each guess (OWASP Password Storage Cheat Sheet)."""
-_SALT_BYTES = 16
+_SALT_BYTES, _HASH_BYTES = 16, 32
 
 
 class Account(BaseModel):
@@ -51,7 +52,7 @@ class AccountBook:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._read: tuple[tuple[int, int, int], Mapping[str, Account]] | None = None
-        self._nobody = _account("viewer", os.urandom(16).hex())
+        self._nobody = Account(role="viewer", salt=os.urandom(_SALT_BYTES).hex(), hash=os.urandom(_HASH_BYTES).hex())
 
     def all(self) -> Mapping[str, Account]:
         """Accounts by name; none where there is no file. Raises SettingsError where it is not what this class writes."""
@@ -130,4 +131,4 @@ def _account(role: Role, password: str) -> Account:
 def _hashed(password: str, salt: bytes) -> str:
     """The same for what looks the same, however a keyboard composes it."""
     words = unicodedata.normalize("NFC", password).encode(errors="replace")[:MOST_BYTES]
-    return hashlib.scrypt(words, salt=salt, maxmem=2**27, dklen=32, **_SCRYPT).hex()
+    return hashlib.scrypt(words, salt=salt, maxmem=2**27, dklen=_HASH_BYTES, **_SCRYPT).hex()

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from operator_console.web.accounts import AccountBook
+from operator_console.web.accounts import LONGEST_NAME, AccountBook
 from operator_console.web.attempts import Attempts
 from operator_console.web.security import Place, body_of, demand_same_origin
 from operator_console.web.sessions import Session, Sessions
@@ -98,8 +98,7 @@ class Gate:
     async def log_in(self, request: Request) -> Response:
         """A name with its password begins a session, under a token that is new."""
         demand_same_origin(request, self._place)
-        fields = parse_qs((await body_of(request)).decode(errors="replace"), max_num_fields=10)
-        name, password, csrf = (fields.get(field, [""])[0] for field in ("name", "password", "csrf"))
+        name, password, csrf = _fields(await body_of(request))
         nonce = request.cookies.get(self._form_cookie, "")
         if not nonce or not hmac.compare_digest(csrf.encode(), self._mark(nonce).encode()):
             return self._form(request, OLD_FORM, status=403)
@@ -114,7 +113,7 @@ class Gate:
             if account is None:
                 self._attempts.failed(name, address)
         if account is None:
-            await anyio.to_thread.run_sync(lambda: self._trail.write(name[:64], "log in", "refused", address=address))
+            await anyio.to_thread.run_sync(lambda: self._trail.write(name, "log in", "refused", address=address))
             return self._form(request, WRONG, status=401)
         self._attempts.succeeded(name)
         await anyio.to_thread.run_sync(lambda: self._trail.write(name, "log in", f"as {account.role}", address=address))
@@ -137,3 +136,13 @@ class Gate:
         response = Response(status_code=204)
         response.delete_cookie(self._cookie, secure=self._place.secure, httponly=True, samesite="strict")
         return response
+
+
+def _fields(body: bytes) -> tuple[str, str, str]:
+    """Name, password and mark of a form; a name is cut, for what is longer is nobody's. Raises HTTPException."""
+    try:
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=10)
+    except ValueError:
+        raise HTTPException(400, "The form has too many fields.") from None
+    name, password, csrf = (fields.get(field, [""])[0] for field in ("name", "password", "csrf"))
+    return name[: LONGEST_NAME + 1], password, csrf

@@ -47,6 +47,8 @@ class Place:
             urlsplit(f"//{host}").port  # noqa: B018 - raises for what is no port
         except ValueError:
             return False
+        if "@" in host:
+            return False
         known = [*self.names, urlsplit(self.public_url).hostname or ""]
         return _is_address(name) or any(pattern and fnmatchcase(name, pattern.lower()) for pattern in known)
 
