@@ -75,13 +75,19 @@ def aggregator_events(lines: Iterable[str]) -> Iterator[Event]:
     for line in lines:
         try:
             said = json.loads(line)
-            at = datetime.fromisoformat(said["timestamp"])
+            at = as_time(said["timestamp"])
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
         read = _READERS.get(str(said.get("event")))
-        found = read(at if at.tzinfo else at.replace(tzinfo=UTC), said) if read else None
+        found = read(at, said) if read else None
         if found is not None:
             yield found
+
+
+def as_time(text: str) -> datetime:
+    """A log's time; UTC where it names no zone. Raises ValueError or TypeError."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _delivery(at: datetime, said: Mapping[str, Any]) -> Event | None:

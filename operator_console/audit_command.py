@@ -1,14 +1,11 @@
 """`fedqueue audit`: the broker's and the aggregator's logs merged, as who tried what and what it got."""
 
-import gzip
 import json
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -17,14 +14,11 @@ from operator_console.broker_log import broker_events
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.completions import institutions
 from operator_console.federation_folder import FederationFolder
+from operator_console.log_files import lines_of, moment
 from shared.errors import SettingsError
 
 SCHEMA = 1
 """Of the JSON object."""
-LONGEST_LINE = 8192
-"""Bytes of a log's line that are read; the rest of it is passed over."""
-_AGO = re.compile(r"(\d+)\s*(s|min|h|d)")
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 def audit(  # noqa: PLR0913 - typer takes one parameter for each option
@@ -51,7 +45,7 @@ def audit(  # noqa: PLR0913 - typer takes one parameter for each option
 
     Without --broker-log and --log: the logs of a private broker and of the demo's aggregator, below --dir.
     """
-    begin = _time(since) if since else None
+    begin = moment(since) if since else None
     sources = log_files(folder, broker_log or (), log or ())
     found = [
         each
@@ -86,41 +80,8 @@ def log_files(folder: Path, broker_logs: Sequence[Path], logs: Sequence[Path]) -
     return found
 
 
-def lines_of(file: Path) -> Iterator[str]:
-    """A log's lines, each cut at LONGEST_LINE; bytes that are no UTF-8 become backslashes.
-
-    Only a newline ends a line: whatever else a stranger wrote stands inside one. Raises SettingsError.
-    """
-    try:
-        with file.open("rb") as plain, gzip.open(plain) if file.suffix == ".gz" else nullcontext(plain) as opened:
-            for line in _cut(opened):
-                yield line.decode("utf-8", errors="backslashreplace")
-    except (OSError, EOFError) as error:
-        raise SettingsError(f"the log {file} cannot be read: {error}") from error
-
-
-def _cut(opened: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    whole = True
-    while part := opened.readline(LONGEST_LINE):
-        if whole:
-            yield part
-        whole = part.endswith(b"\n")
-
-
 def _events(of_broker: bool, file: Path) -> Iterator[Event]:
     return broker_events(lines_of(file)) if of_broker else aggregator_events(lines_of(file))
-
-
-def _time(text: str) -> datetime:
-    ago = _AGO.fullmatch(text.strip())
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
-    try:
-        return datetime.fromisoformat(text.strip()).astimezone()
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is neither a time such as 2026-11-21T08:00 nor 30min, 2h or 7d", param_hint="--since"
-        ) from error
 
 
 def _line(run: Run) -> str:

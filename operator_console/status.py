@@ -1,7 +1,7 @@
 """`fedqueue status`: the same view as the demo's, of any federation, with what needs attention first."""
 
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -31,7 +31,7 @@ def status(folder: Folder = DEFAULT_FOLDER, watching: Watching = False, as_json:
     except BrokerUnavailableError as error:
         _tell_last(federation, console, error, as_json=as_json)
         raise typer.Exit(error.exit_code) from error
-    with closing(session):
+    with closing(session), suppress(KeyboardInterrupt):
         found = session.object()
         if as_json:
             typer.echo(json.dumps(found, allow_nan=False))

@@ -221,7 +221,7 @@ def attention(view: ViewState, *, dead_letters: int | None = None, aggregators: 
         if state in by_state:
             first, *more = by_state[state]
             told = f"{first.institution} {meaning.format(standing=first.standing)}"
-            return told + (f" ({len(more)} more like it)." if more else ".")
+            return told + (f" ({len(more)} more like it)." if more else "" if told.endswith("?") else ".")
     return _not_folded(view.rows)
 
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from broker_config.connection import connect
 from broker_config.node import PrivateNode
 from operator_console.audit import Event, aggregator_events, in_order, runs
-from operator_console.audit_command import LONGEST_LINE, lines_of
 from operator_console.broker_log import broker_events, entries
 from operator_console.cli import app
+from operator_console.log_files import LONGEST_LINE, lines_of
 from shared.broker import Message
 from shared.errors import FederationError
 from tests.conftest import RabbitmqServer, eventually
