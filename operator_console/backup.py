@@ -21,7 +21,10 @@ from shared.errors import SettingsError, StorageError
 CONTENTS = "backup.json"
 """The archive's last member: every file's size and SHA-256."""
 SCHEMA = 1
-FILES = ("broker.json", "federation.json", "run.secret", "task.toml", "members.txt", "aggregator.toml")
+FILES = (
+    *("broker.json", "federation.json", "run.secret", "task.toml", "members.txt", "aggregator.toml"),
+    *("console/users.json", "console/audit.jsonl"),
+)
 FOLDERS = ("ca", "tls", "keys", "aggregator")
 _UNFINISHED = (".new", ".part")
 _BUFFER_BYTES = 2**20

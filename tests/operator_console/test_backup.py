@@ -33,6 +33,8 @@ FILES = {
     "aggregator/password": "word",
     "aggregator/admitted.txt": "bank-b\n",
     "rows.csv": "a,b\n1,2\n",
+    "console/users.json": "users",
+    "console/audit.jsonl": "lines",
 }
 ELSEWHERE = {
     "institutions/bank-a/password": "the bank's",
