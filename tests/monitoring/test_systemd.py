@@ -1,6 +1,5 @@
 """What systemd hears, on a real socket of its kind; systemd itself is not here."""
 
-import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,33 +9,7 @@ import pytest
 
 from monitoring.systemd import Supervision, supervised
 from monitoring.vitals import Vitals
-
-
-class Hearing:
-    """The side of the service manager."""
-
-    def __init__(self, address: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
-        self._socket.settimeout(10)
-
-    def lines(self) -> list[str]:
-        """The next datagram's."""
-        return self._socket.recv(4096).decode().splitlines()
-
-    def everything(self) -> list[str]:
-        """All lines that have come so far."""
-        self._socket.setblocking(False)
-        heard: list[str] = []
-        while True:
-            try:
-                heard += self.lines()
-            except BlockingIOError:
-                self._socket.settimeout(10)
-                return heard
-
-    def close(self) -> None:
-        self._socket.close()
+from tests.notified import NotifySocket
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -45,13 +18,13 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def hearing(address: str) -> Iterator[Hearing]:
-    hearing = Hearing(address)
+def hearing(address: str) -> Iterator[NotifySocket]:
+    hearing = NotifySocket(address)
     yield hearing
     hearing.close()
 
 
-def test_ready_is_told_once_and_a_status_whenever_it_changes(hearing: Hearing, address: str) -> None:
+def test_ready_is_told_once_and_a_status_whenever_it_changes(hearing: NotifySocket, address: str) -> None:
     vitals = Vitals()
     supervision = Supervision(address, None, vitals)
     told = []
@@ -75,7 +48,7 @@ def test_ready_is_told_once_and_a_status_whenever_it_changes(hearing: Hearing, a
     ]
 
 
-def test_the_watchdog_is_fed_while_the_loop_turns_and_starves_when_it_does_not(hearing: Hearing, address: str) -> None:
+def test_the_watchdog_is_fed_while_the_loop_turns_and_starves_when_it_does_not(hearing: NotifySocket, address: str) -> None:
     seconds = [0.0]
     vitals = Vitals(stalled_after_seconds=60, clock=lambda: seconds[0])
     vitals.ready("greeted")
@@ -90,7 +63,7 @@ def test_the_watchdog_is_fed_while_the_loop_turns_and_starves_when_it_does_not(h
     assert hearing.everything() == ["STATUS=not ready: its loop has not turned for 60 seconds; before that: greeted"]
 
 
-def test_a_worker_that_hangs_at_its_start_asks_for_no_more_time(hearing: Hearing, address: str) -> None:
+def test_a_worker_that_hangs_at_its_start_asks_for_no_more_time(hearing: NotifySocket, address: str) -> None:
     seconds = [0.0]
     supervision = Supervision(address, None, Vitals(stalled_after_seconds=60, clock=lambda: seconds[0]))
     supervision.tell_alive()
@@ -101,7 +74,7 @@ def test_a_worker_that_hangs_at_its_start_asks_for_no_more_time(hearing: Hearing
 
 
 def test_the_end_is_told_when_it_begins_and_the_watchdog_is_fed_until_it_is_there(
-    hearing: Hearing, address: str, monkeypatch: pytest.MonkeyPatch
+    hearing: NotifySocket, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
@@ -117,7 +90,7 @@ def test_the_end_is_told_when_it_begins_and_the_watchdog_is_fed_until_it_is_ther
 
 
 def test_what_fails_without_having_been_asked_to_end_ends_all_the_same(
-    hearing: Hearing, address: str, monkeypatch: pytest.MonkeyPatch
+    hearing: NotifySocket, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with pytest.raises(ZeroDivisionError), supervised(Vitals(), threading.Event()):
