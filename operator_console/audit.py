@@ -1,4 +1,4 @@
-"""Who tried what, and what it got: events of the broker's and the aggregator's logs, in the order of time. Pure."""
+"""Who tried what, and what it got: events of the broker's, aggregator's and console's logs in the order of time. Pure."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from shared.printable import printable
 
-Source = Literal["broker", "aggregator"]
+Source = Literal["broker", "aggregator", "console"]
 Kind = Literal["refused", "order", "connection"]
 """`refused` is an attempt that failed, `order` what an operator changed, `connection` one that came or went."""
 
 LONGEST = 400
 """Characters of a text; a virtual host, an exchange and a login have 255 at most each."""
+LOG_IN, LOG_OUT, REFUSED = "log in", "log out", "refused"
+"""Words of the console's own log."""
 _SETTLED_WELL = ("aggregated", "")
 
 
@@ -22,7 +24,7 @@ _SETTLED_WELL = ("aggregated", "")
 class Event:
     """One attempt. Texts are printable and on one line, whatever the log held.
 
-    `who` is a login, `proven` where the broker had checked it; else it is what somebody claimed, or nothing.
+    `who` is a login, or a user of the console, `proven` where that was checked; else it is what somebody claimed, or nothing.
     """
 
     at: datetime
@@ -41,7 +43,8 @@ class Event:
 
     def concerns(self, institution: str) -> bool:
         """Whether this institution did it, or somebody under its name, or an order is about it."""
-        return self.who == institution or (self.kind == "order" and institution in self.tried.split())
+        did_it = self.who == institution and self.source != "console"
+        return did_it or (self.kind == "order" and institution in self.tried.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,20 @@ def aggregator_events(lines: Iterable[str]) -> Iterator[Event]:
         found = read(at, said) if read else None
         if found is not None:
             yield found
+
+
+def console_events(lines: Iterable[str]) -> Iterator[Event]:
+    """What the console's `audit.jsonl` tells of logins and orders; other lines are passed over."""
+    for line in lines:
+        try:
+            said = json.loads(line)
+            at = as_time(said["at"])
+            who, did, got, address = (str(said.get(name, "")) for name in ("who", "did", "got", "address"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+        failed = did == LOG_IN and got == REFUSED
+        kind: Kind = "refused" if failed else "connection" if did in (LOG_IN, LOG_OUT) else "order"
+        yield Event(at, "console", kind, who=who, proven=not failed, address=address, tried=did, got=got)
 
 
 def as_time(text: str) -> datetime:

@@ -1,7 +1,7 @@
-"""`fedqueue audit`: the broker's and the aggregator's logs merged, as who tried what and what it got."""
+"""`fedqueue audit`: the broker's, the aggregator's and the console's logs merged, as who tried what and what it got."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -9,16 +9,22 @@ from typing import Annotated
 
 import typer
 
-from operator_console.audit import Event, Run, aggregator_events, in_order, runs
+from operator_console.audit import Event, Run, Source, aggregator_events, console_events, in_order, runs
 from operator_console.broker_log import broker_events
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.completions import institutions
 from operator_console.federation_folder import FederationFolder
 from operator_console.log_files import lines_of, moment
+from operator_console.web.trail import FILE as TRAIL_FILE
 from shared.errors import SettingsError
 
 SCHEMA = 1
 """Of the JSON object."""
+READERS: Mapping[Source, Callable[[Iterable[str]], Iterator[Event]]] = {
+    "broker": broker_events,
+    "aggregator": aggregator_events,
+    "console": console_events,
+}
 
 
 def audit(  # noqa: PLR0913 - typer takes one parameter for each option
@@ -43,13 +49,14 @@ def audit(  # noqa: PLR0913 - typer takes one parameter for each option
 ) -> None:
     """Show who tried what, and what it got: refusals, failed logins, TLS alerts, forged messages, orders.
 
-    Without --broker-log and --log: the logs of a private broker and of the demo's aggregator, below --dir.
+    Without --broker-log and --log: the logs of a private broker and of the demo's aggregator, below --dir. The web console's is
+    always read: it tells which person gave an order.
     """
     begin = moment(since) if since else None
     sources = log_files(folder, broker_log or (), log or ())
     found = [
         each
-        for each in in_order(*(_events(of_broker, file) for of_broker, file in sources))
+        for each in in_order(*(READERS[source](lines_of(file)) for source, file in sources))
         if (connections or each.kind != "connection")
         and (institution is None or each.concerns(institution))
         and (begin is None or each.at >= begin)
@@ -60,28 +67,29 @@ def audit(  # noqa: PLR0913 - typer takes one parameter for each option
         return
     for run in runs(found):
         typer.echo(_line(run))
-    read = ", ".join(f"{file} ({'broker' if of_broker else 'aggregator'})" for of_broker, file in sources)
+    read = ", ".join(f"{file} ({source})" for source, file in sources)
     typer.echo(f"{len(found)} events in {read}; a name with ? was claimed, not proven")
 
 
-def log_files(folder: Path, broker_logs: Sequence[Path], logs: Sequence[Path]) -> list[tuple[bool, Path]]:
-    """The logs to read, and whether each is the broker's; those of a private broker and of the demo are found in the folder.
+def log_files(folder: Path, broker_logs: Sequence[Path], logs: Sequence[Path]) -> list[tuple[Source, Path]]:
+    """The logs to read, and whose each is; those of a private broker, the demo and the web console are found in the folder.
 
     Raises SettingsError where there is none.
     """
+    federation = FederationFolder(folder)
     beside = sorted(each for each in folder.glob("broker/n*/log/*.log*") if "upgrade" not in each.name)
-    written = [each for each in (FederationFolder(folder).log_file("aggregator"),) if each.exists()]
-    found = [(True, each) for each in broker_logs or beside] + [(False, each) for each in logs or written]
+    places: dict[Source, Sequence[Path]] = {
+        "broker": broker_logs or beside,
+        "aggregator": logs or [each for each in (federation.log_file("aggregator"),) if each.exists()],
+        "console": [each for each in (federation.console / TRAIL_FILE,) if each.exists()],
+    }
+    found = [(source, file) for source, files in places.items() for file in files]
     if not found:
         raise SettingsError(
             f"{folder} holds no log: name RabbitMQ's with --broker-log (often /var/log/rabbitmq/rabbit@HOST.log) and the "
             "aggregator's with --log (journalctl -u fedqueue-aggregator -o cat > FILE)"
         )
     return found
-
-
-def _events(of_broker: bool, file: Path) -> Iterator[Event]:
-    return broker_events(lines_of(file)) if of_broker else aggregator_events(lines_of(file))
 
 
 def _line(run: Run) -> str:

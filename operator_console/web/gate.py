@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from operator_console.audit import LOG_IN, LOG_OUT, REFUSED
 from operator_console.web.accounts import LONGEST_NAME, AccountBook
 from operator_console.web.attempts import Attempts
 from operator_console.web.security import Place, body_of, demand_same_origin
@@ -113,10 +114,10 @@ class Gate:
             if account is None:
                 self._attempts.failed(name, address)
         if account is None:
-            await anyio.to_thread.run_sync(lambda: self._trail.write(name, "log in", "refused", address=address))
+            await anyio.to_thread.run_sync(lambda: self._trail.write(name, LOG_IN, REFUSED, address=address))
             return self._form(request, WRONG, status=401)
         self._attempts.succeeded(name)
-        await anyio.to_thread.run_sync(lambda: self._trail.write(name, "log in", f"as {account.role}", address=address))
+        await anyio.to_thread.run_sync(lambda: self._trail.write(name, LOG_IN, f"as {account.role}", address=address))
         self._sessions.end(request.cookies.get(self._cookie, ""))
         response = RedirectResponse("/", status_code=303)
         self._give(response, self._cookie, self._sessions.begin(name, account))
@@ -132,7 +133,7 @@ class Gate:
         session = self.viewer(request)
         self.demand_meant(request, session)
         self._sessions.end(request.cookies.get(self._cookie, ""))
-        await anyio.to_thread.run_sync(lambda: self._trail.write(session.name, "log out", "done"))
+        await anyio.to_thread.run_sync(lambda: self._trail.write(session.name, LOG_OUT, "done"))
         response = Response(status_code=204)
         response.delete_cookie(self._cookie, secure=self._place.secure, httponly=True, samesite="strict")
         return response
