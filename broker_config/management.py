@@ -1,5 +1,7 @@
 """The management API of RabbitMQ, as far as an operator of a federation needs it."""
 
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +43,10 @@ class Management:
         """RabbitMQ's version."""
         return str(self._call("GET", "overview")["rabbitmq_version"])
 
+    def time(self) -> datetime:
+        """What the clock of the broker's machine says."""
+        return parsedate_to_datetime(self._answer("GET", "whoami").headers["Date"])
+
     def nodes(self) -> list[dict[str, Any]]:
         """The cluster's nodes, with `disk_free` and `disk_free_limit` in bytes."""
         return list(self._call("GET", "nodes"))
@@ -76,6 +82,10 @@ class Management:
     def connections(self, user: str) -> list[dict[str, Any]]:
         """The open connections of one user."""
         return [each for each in self._call("GET", "connections") if each.get("user") == user]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """The open connections to the virtual host, of everybody."""
+        return list(self._call("GET", "vhosts", self.vhost, "connections"))
 
     def publish(self, exchange: str, message: Message) -> None:
         """Publishes a message with a body of text; raises TopologyError where no queue is bound."""
@@ -113,6 +123,14 @@ class Management:
         self._call("DELETE", "connections", name, missing_is_fine=True)
 
     def _call(self, method: str, *path: str, body: object = None, missing_is_fine: bool = False) -> Any:
+        answer = self._answer(method, *path, body=body)
+        if answer.status_code == httpx.codes.NOT_FOUND and missing_is_fine:
+            return None
+        if not answer.is_success:
+            raise TopologyError(f"{method} {answer.url}: {answer.status_code} {answer.text[:300]}")
+        return answer.json() if answer.content else None
+
+    def _answer(self, method: str, *path: str, body: object = None) -> httpx.Response:
         place = "/api/" + "/".join(quote(part, safe="") for part in path)
         try:
             answer = self._client.request(method, place, json=body)
@@ -121,10 +139,6 @@ class Management:
             raise BrokerUnavailableError(f"the management API at {self._url} does not answer: {reason}") from error
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise TopologyError(f"the management API at {self._url} refused the user {self.user}, its password or its tags")
-        if answer.status_code == httpx.codes.NOT_FOUND and missing_is_fine:
-            return None
         if answer.is_server_error:
             raise BrokerUnavailableError(f"{method} {self._url}{place}: {answer.status_code} {answer.text[:300]}")
-        if not answer.is_success:
-            raise TopologyError(f"{method} {self._url}{place}: {answer.status_code} {answer.text[:300]}")
-        return answer.json() if answer.content else None
+        return answer

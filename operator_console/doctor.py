@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from operator_console.command_options import DEFAULT_FOLDER, Folder
-from operator_console.doctor_checks import Finding, findings
+from operator_console.doctor_checks import findings
 from operator_console.federation_folder import FederationFolder
+from operator_console.finding import Finding
 
 SCHEMA = 1
 """Of the JSON object."""
@@ -20,7 +21,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for script
 
 
 def doctor(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
-    """Check broker, logins, queues, disk, lineage, leader and secrets; exit 1 if anything needs attention."""
+    """Check broker, rights, certificates, disk, clock, versions, leader, queues and secrets, with a remedy for each finding.
+
+    Exit code 0 where all is well, 1 where anything needs attention.
+    """
     found = list(findings(FederationFolder(folder)))
     healthy = all(each.ok for each in found)
     if as_json:
@@ -33,6 +37,6 @@ def doctor(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
 
 def _table(found: Sequence[Finding]) -> Table:
     table = Table("", "check", "what", "remedy", title="fedqueue doctor")
-    for each in found:
+    for each in sorted(found, key=lambda each: each.ok):
         table.add_row("ok" if each.ok else "[bold red]![/]", each.name, each.what, each.remedy)
     return table

@@ -1,47 +1,30 @@
 """The checks of `fedqueue doctor`, in the order in which one needs another; each gives findings, never an error."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from broker_config import logins as login_file
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.drift import Drift
 from broker_config.logins import Logins
 from broker_config.provision import administration
 from broker_config.provision import check as find_drifts
-from broker_config.secret_files import is_open_to_others
 from broker_config.topology import DEAD_LETTERS, LEAD, Limits, institution_of
+from operator_console.certificate_checks import certificates
 from operator_console.federation_folder import FederationFolder
+from operator_console.finding import Finding, told
+from operator_console.machine_checks import clock, disk, libraries, members_versions, secret_files
 from operator_console.operation_commands import order_desk
-from shared.errors import BrokerUnavailableError, FederationError, SettingsError
+from shared.errors import SettingsError
 
 OLDEST_BROKER = (3, 10)
 """Streams and quorum queues as fedqueue uses them."""
-SECRETS = (
-    *(login_file.FILE, "run.secret", "ca/*.key", "**/key.pem", "**/signing.pem", "**/sealing.pem", "**/password", "kits/*"),
-    *("institutions/*/ledger.sqlite", "broker/n*/rabbitmq.conf", "broker/n*/node.json"),
-)
-"""Files of a federation's folder that nobody but its owner may read."""
-LIBRARIES = ("fedqueue", "pika", "msgpack", "pydantic", "torch", "opacus")
-
-START_BROKER = "start the broker, and see that its address in broker.json can be reached from here"
 APPLY = "fedqueue broker apply --dir {folder}"
 DEAD_LETTER_LIST = "fedqueue dead-letters list --dir {folder} says why; tell the senders"
 START_AGGREGATOR = "start fedqueue-aggregator --config {folder}/aggregator.toml, or read its log"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found. `remedy` is empty where all is well, or where `what` says it already."""
-
-    name: str
-    ok: bool
-    what: str
-    remedy: str = ""
 
 
 Check = Callable[[FederationFolder, Logins], Iterator[Finding]]
@@ -50,44 +33,39 @@ Check = Callable[[FederationFolder, Logins], Iterator[Finding]]
 def findings(federation: FederationFolder) -> Iterator[Finding]:
     """Everything that can be said of the federation in this folder, good and bad."""
     yield from secret_files(federation.path)
-    yield from versions()
+    yield from libraries()
     try:
         logins = federation.logins()
     except SettingsError as error:
         yield Finding("logins file", False, str(error))
         return
-    reachable = list(_reached(federation, logins))
+    yield from disk(federation.aggregator if federation.aggregator.exists() else federation.path)
+    yield from told("certificates", lambda: certificates(federation, datetime.now(UTC)))
+    reachable = [*told("management API", lambda: _management(logins)), *told("AMQP", lambda: _amqp(logins))]
     yield from reachable
-    if all(each.ok for each in reachable):
+    if all(each.ok for each in reachable if each.name in ("management API", "AMQP")):
         for name, check in CHECKS:
-            yield from _told(name, check, federation, logins)
+            yield from told(name, partial(check, federation, logins))
 
 
-def _told(name: str, check: Check, federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
-    try:
-        yield from check(federation, logins)
-    except FederationError as error:
-        remedy = START_BROKER if isinstance(error, BrokerUnavailableError) else ""
-        yield Finding(name, False, str(error), remedy)
-
-
-def _reached(federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
-    yield from _told("management API", _management, federation, logins)
-    yield from _told("AMQP", _amqp, federation, logins)
-
-
-def _management(_federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
+def _management(logins: Logins) -> Iterator[Finding]:
     with administration(logins) as management:
         version = management.version()
         recent = tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_BROKER
         oldest = ".".join(map(str, OLDEST_BROKER))
         yield Finding("management API", True, f"{logins.management} answers")
         yield Finding("broker version", recent, f"RabbitMQ {version}", "" if recent else f"upgrade it to {oldest} or later")
+        yield from clock(management.time(), datetime.now(UTC))
 
 
-def _amqp(_federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
+def _amqp(logins: Logins) -> Iterator[Finding]:
     connect(logins.settings(OPERATOR), name="fedqueue-doctor").close()
     yield Finding("AMQP", True, f"{logins.amqp} takes the login {OPERATOR}")
+
+
+def _members(_federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
+    with administration(logins) as management:
+        yield from members_versions(management.clients(), metadata.version("fedqueue"))
 
 
 def _topology(federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
@@ -128,7 +106,12 @@ def node_findings(node: Mapping[str, Any]) -> Iterator[Finding]:
     if node.get("mem_alarm", False):
         remedy = "give it more memory, or raise vm_memory_high_watermark; until then nobody can publish"
         yield Finding(name, False, f"memory alarm: {node.get('mem_used', 0):,} bytes used", remedy)
-    if not node.get("disk_free_alarm", False) and not node.get("mem_alarm", False):
+    free, limit = int(node.get("disk_free", 0)), int(node.get("disk_free_limit", 0))
+    nearly_full = not node.get("disk_free_alarm", False) and free < 2 * limit
+    if nearly_full:
+        remedy = "make room on its disk before that, or lower disk_free_limit"
+        yield Finding(name, False, f"disk: {free:,} bytes free, and at {limit:,} nobody can publish", remedy)
+    if not (node.get("disk_free_alarm", False) or node.get("mem_alarm", False) or nearly_full):
         yield Finding(name, True, "runs, no alarm")
 
 
@@ -184,33 +167,11 @@ def dead_letter_findings(queues: Sequence[Mapping[str, Any]], *, show: str) -> I
     yield Finding("dead letters", False, what, show)
 
 
-def secret_files(folder: Path) -> Iterator[Finding]:
-    """Whether others can read a file that holds a secret."""
-    open_to_others = [file for name in SECRETS for file in sorted(folder.glob(name)) if is_open_to_others(file)]
-    for file in open_to_others:
-        yield Finding("secret files", False, f"{file} is open to other users of this machine", f"chmod 600 {file}")
-    if not open_to_others:
-        yield Finding("secret files", True, "only their owner can read them")
-
-
-def versions() -> Iterator[Finding]:
-    """The libraries that this command and the workers on this machine use."""
-    missing, there = [], []
-    for library in LIBRARIES:
-        try:
-            there.append(f"{library} {metadata.version(library)}")
-        except metadata.PackageNotFoundError:
-            missing.append(library)
-    if missing:
-        yield Finding("libraries", False, f"not installed: {', '.join(missing)}", "make setup")
-    else:
-        yield Finding("libraries", True, ", ".join(there))
-
-
 CHECKS: Sequence[tuple[str, Check]] = (
     ("topology", _topology),
     ("nodes", _nodes),
     ("lineage", _lineage),
     ("leader", _leader),
+    ("versions in use", _members),
     ("update queues", _queues),
 )

@@ -28,7 +28,7 @@ def expiries(folder: FederationFolder) -> dict[str, datetime]:
 def warnings_of(ends: Mapping[str, datetime], now: datetime) -> list[str]:
     """A sentence for each certificate that is over or ends within 30 days, the first to end first."""
     near = sorted((end, who) for who, end in ends.items() if end - now <= WARNED_BEFORE)
-    return [f"the certificate of {who} {_when(end - now)} ({end:%Y-%m-%d}): {_remedy(who)}" for end, who in near]
+    return [f"the certificate of {who} {_when(end - now)} ({end:%Y-%m-%d}): {remedy_for(who)}" for end, who in near]
 
 
 def _when(left: timedelta) -> str:
@@ -37,7 +37,8 @@ def _when(left: timedelta) -> str:
     return "ends today" if left < timedelta(days=1) else f"ends in {left.days} day{'s' if left.days > 1 else ''}"
 
 
-def _remedy(who: str) -> str:
+def remedy_for(who: str) -> str:
+    """What gives somebody another certificate."""
     if who == THE_AUTHORITY:
         return "nobody can connect after that; found another federation in time"
     return "`fedqueue ca server`" if ":" in who else f"`fedqueue institution renew {who}`"
