@@ -19,7 +19,7 @@ from broker_config.connection import ConnectionSettings
 from broker_config.logins import create, load, logins_from_environment, save
 from broker_config.node import PrivateNode
 from broker_config.secret_files import without_secrets
-from operator_console.doctor_checks import secret_files
+from operator_console.machine_checks import secret_files
 from operator_console.worker_processes import WorkerProcess, entry_point
 from shared import settings
 from shared.chunks import ChunkHead
