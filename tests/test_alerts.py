@@ -80,6 +80,14 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {UPDATES_OF_NORTH: "1000x240", SPENT: "2.95x240"},
         [f'EpsilonNearlySpent",{NORTH},{INFO}'],
     ),
+    "a new leader does not know of the update that its predecessor settled 40 minutes ago": (
+        {UPDATES_OF_NORTH: "0+60x200 stale"},
+        [],
+    ),
+    "a silent one was removed": (
+        {UPDATES_OF_NORTH: "1000x100 stale", f"fedqueue_institution_active{{{AGGREGATOR},{NORTH}}}": "1x100 stale"},
+        [],
+    ),
     "the run is paused": ({UPDATES_OF_NORTH: "1000x240", QUEUE: "3x240", **PAUSE}, []),
     "a queue fills": ({QUEUE: "0+1x240"}, [f'UpdateQueueGrowing",queue="fl.upd.north",{WARNING},vhost="v"']),
     "a queue is full and stays so": ({QUEUE: "9x240"}, [f'UpdateQueueGrowing",queue="fl.upd.north",{WARNING},vhost="v"']),
