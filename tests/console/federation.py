@@ -149,11 +149,11 @@ def _lead(folder: Path, stopping: threading.Event) -> None:
 
 
 def _bank(folder: Path, name: str, stopping: threading.Event) -> Callable[[], None]:
-    """A worker with its kit's settings and keys, whose training is a step towards a figure of its own."""
+    """A worker with its kit's settings and keys, whose training is always the same step, long enough for the noise that it states."""
 
     def train(model: Parameters, _settings: object, _course: object) -> Parameters:
         stopping.wait(SECONDS[name])
-        return {tensor: ((PULL[name] - array) * np.float32(0.05)).astype(np.float32) for tensor, array in model.items()}
+        return {tensor: np.full_like(array, 0.02 * PULL[name]) for tensor, array in model.items()}
 
     def take_part() -> None:
         settings = settings_of(folder, name)

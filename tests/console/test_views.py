@@ -70,7 +70,7 @@ def test_an_institutions_row_says_its_state_its_part_and_what_it_burned(visit, f
 def test_the_histogram_counts_every_folded_update_once(visit, federation):
     seen = visit().go("Staleness")
     expect(seen.page.locator("#staleness-chart canvas")).to_be_visible()
-    seen.page.wait_for_function("/version [1-9]/.test(document.title) && document.querySelector('#staleness')")
+    seen.page.wait_for_function("() => /version [1-9]/.test(document.title) && document.querySelector('#staleness')")
     title, lead, shown = seen.page.evaluate(SHOWN_STALENESS)
     version = int(re.search(r"version (\d+)", title)[1])
     folded = [update["staleness"] for line in federation.lines() if line["version"] <= version for update in line["updates"]]

@@ -134,9 +134,16 @@ function startOrder(button) {
   dialog.addEventListener("close", () => document.body.contains(button) || document.querySelector("#view h1")?.focus());
 }
 
+/** The address names the view, so this link may not. */
+function skip(event) {
+  event.preventDefault();
+  document.querySelector("#view h1")?.focus();
+}
+
 document.addEventListener("click", (event) => {
   const order = event.target.closest("[data-order]");
   if (order) startOrder(order);
+  else if (event.target.closest(".skip")) skip(event);
   else if (event.target.closest("[data-dismiss]")) place("notice").replaceChildren();
   else if (event.target.closest("[data-help]")) showHelp();
   else if (event.target.closest("[data-sign-out]")) signOut();

@@ -103,3 +103,12 @@ export function table({ caption, columns, rows, empty, name }) {
 export function orderButton(order, subject, text, look = "") {
   return h("button", { type: "button", class: `order ${look}`, "data-order": order, "data-subject": subject ?? "" }, text);
 }
+
+/** Whose updates a version is made of. */
+export function madeOf(each) {
+  if (each.roll_back) return badge("roll back", ["restarted", "warn"]);
+  if (!each.updates) return h("span", { class: "muted" }, each.version ? "none" : "the beginning");
+  const counts = new Map();
+  for (const name of each.institutions) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].map(([name, count]) => (count > 1 ? `${name} (${count})` : name)).join(", ");
+}

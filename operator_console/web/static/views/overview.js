@@ -1,13 +1,14 @@
 // What needs attention first, then how the run stands.
 
 import { h, icon } from "../dom.js";
-import { badge, bar, card, orderButton, stateBadge, tile } from "../parts.js";
+import { badge, bar, card, madeOf, orderButton, stateBadge, table, tile } from "../parts.js";
 import { OUTCOMES, PHASES, ago, duration, figure, known, metricName, plural } from "../words.js";
 
 export function overview({ state, me, drift, figureName }) {
   return [
     h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, "Overview"), me.role === "operator" && runOrders(state.run)),
     attention(state),
+    happened(state),
     h("dl", { class: "tiles" }, tiles(state, drift, figureName)),
     h(
       "div",
@@ -15,7 +16,7 @@ export function overview({ state, me, drift, figureName }) {
       card(null, { class: "wide chart-card", "aria-label": "The metric over the versions" }, chartHead(state, figureName), chart(state, figureName)),
       card("Institutions", { class: "strip" }, strip(state, drift)),
     ),
-    h("div", { class: "columns" }, outcomes(state.run), happened(state)),
+    h("div", { class: "columns" }, outcomes(state.run), newest(state, figureName)),
   ];
 }
 
@@ -84,7 +85,7 @@ function chartHead({ metrics }, name) {
     { class: "chart-head" },
     h("h2", {}, "Metric over versions"),
     h("label", { for: "figure" }, "Figure"),
-    h("select", { id: "figure", "data-keep": true }, metrics.names.map(option)),
+    h("select", { id: "figure" }, metrics.names.map(option)),
   );
 }
 
@@ -141,11 +142,19 @@ function event(told) {
   return h("li", { "data-key": told }, h("span", { class: "when" }, when), h("span", {}, words.join("  ")));
 }
 
+/** What was done to a demonstration from outside; no other run has such events. */
 function happened({ events }) {
-  const lately = [...events].reverse().slice(0, 8);
-  return card(
-    "What happened",
-    { class: "wide" },
-    lately.length ? h("ul", { class: "events" }, lately.map(event)) : h("p", { class: "muted" }, "Nothing out of the ordinary."),
-  );
+  if (!events.length) return null;
+  return card("What happened lately", { class: "happened" }, h("ul", { class: "events" }, events.slice(-4).reverse().map(event)));
+}
+
+function newest({ versions, metrics }, name) {
+  const figures = new Map(metrics.points.map((point) => [point.version, point.values[name]]));
+  const rows = versions.slice(0, 6).map((each) => ({
+    key: each.version,
+    attributes: { "data-version": each.version },
+    cells: [h("a", { href: `#versions/${each.version}` }, each.version), figure(figures.get(each.version)), madeOf(each), duration(each.seconds)],
+  }));
+  const columns = [["Version", "name"], [metricName(name), "number"], ["Updates of"], ["After", "number"]];
+  return card(null, { class: "wide" }, table({ caption: "The newest versions", columns, rows, empty: "No version was made yet.", name: "newest" }));
 }

@@ -1,7 +1,7 @@
 // The lineage: every version, and of one which updates with which weights made it.
 
 import { h, icon } from "../dom.js";
-import { bar, badge, card, table } from "../parts.js";
+import { badge, bar, card, madeOf, table } from "../parts.js";
 import { bytes, duration, figure, known, metricName, moment, percent, plural } from "../words.js";
 
 export function versions(shown) {
@@ -31,14 +31,6 @@ function list({ state, figureName }, chosen) {
     { class: "lineage-list" },
     table({ caption: "The newest versions; choose one to see what it is made of", columns, rows, empty: "No version was made yet.", name: "versions" }),
   );
-}
-
-function madeOf(each) {
-  if (each.roll_back) return badge("roll back", ["restarted", "warn"]);
-  if (!each.updates) return h("span", { class: "muted" }, each.version ? "none" : "the beginning");
-  const counts = new Map();
-  for (const name of each.institutions) counts.set(name, (counts.get(name) ?? 0) + 1);
-  return [...counts].map(([name, count]) => (count > 1 ? `${name} (${count})` : name)).join(", ");
 }
 
 function detail({ details, state }, chosen) {
