@@ -4,6 +4,8 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from monitoring.vitals import STALLED_SECONDS
+
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):(?P<port>[0-9]{1,5})")
 
 
@@ -14,8 +16,8 @@ class MonitoringSettings(BaseModel):
 
     listen: str | None = None
     """Where `/metrics`, `/healthz` and `/readyz` are, as `127.0.0.1:9464` or `[::1]:9464`; without it no port is opened."""
-    stalled_after_seconds: float = Field(default=300.0, ge=1)
-    """A loop that has not turned for so long is taken for dead. The evaluation of one model must be over sooner."""
+    stalled_after_seconds: float = Field(default=STALLED_SECONDS, ge=1)
+    """A loop that has not turned for so long is taken for dead; one evaluation of a model must be over sooner."""
 
     @field_validator("listen")
     @classmethod

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 from shared.errors import FederationError
 
+BUSY_SECONDS = 60.0
+"""Who has not come round for so long does not do its job just now, be it alive: it may wait for a broker that has no room."""
+STALLED_SECONDS = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A worker at one moment. `reason` says what it is at, or what is in its way; `silent_seconds` is since its last beat.
 
-    A worker whose loop stands still is not ready, whatever it said last.
+    A worker whose loop stands still is not ready, whatever it said last, and not alive either after a while.
     """
 
     alive: bool
@@ -27,7 +31,7 @@ class Vitals:
     A loop that has not turned for `stalled_after_seconds` is taken for dead. `clock` is monotonic.
     """
 
-    def __init__(self, *, stalled_after_seconds: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, stalled_after_seconds: float = STALLED_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
         self.stalled_after_seconds = stalled_after_seconds
         self._clock = clock
         self._said = (False, "starting")  # one reference, so that no reader finds one half of it new
@@ -63,6 +67,7 @@ class Vitals:
         ready, reason = self._said
         silent_seconds = self._clock() - self._beat_at
         alive = silent_seconds < self.stalled_after_seconds
-        if not alive:
+        turns = alive and silent_seconds < BUSY_SECONDS
+        if not turns:
             reason = f"its loop has not turned for {silent_seconds:.0f} seconds; before that: {reason}"
-        return Condition(alive, ready and alive, reason, silent_seconds)
+        return Condition(alive, ready and turns, reason, silent_seconds)

@@ -174,6 +174,7 @@ def asked(federation: Federation) -> dict[str, tuple[int, str]]:
     return {name: (each.returncode, (each.stdout + each.stderr).strip()) for name, each in programs.items()}
 
 
+@pytest.mark.long
 def test_workers_without_their_broker_are_not_ready_and_say_so_until_it_is_back(
     federation: Federation, soon: Soon, private_node: PrivateNode
 ) -> None:

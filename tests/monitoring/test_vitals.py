@@ -48,6 +48,18 @@ def test_a_loop_that_stands_still_is_neither_alive_nor_ready_until_it_turns_agai
     assert vitals.now() == Condition(alive=True, ready=True, reason="training", silent_seconds=0)
 
 
+def test_a_loop_that_is_long_at_one_thing_is_alive_and_not_ready(clock: Clock) -> None:
+    vitals = Vitals(stalled_after_seconds=600, clock=clock)
+    vitals.ready("leading")
+    clock.seconds = 59
+    assert vitals.now().ready
+    clock.seconds = 60
+    assert (vitals.now().alive, vitals.now().ready) == (True, False)
+    assert vitals.now().reason == "its loop has not turned for 60 seconds; before that: leading"
+    clock.seconds = 600
+    assert not vitals.now().alive
+
+
 def test_a_foreseen_error_is_the_reason_and_goes_on_its_way(vitals: Vitals) -> None:
     vitals.ready("training")
 
