@@ -29,6 +29,7 @@ BANKS = ("banco-popular", "bank-of-america", "capital-one")
 WORKERS = ("aggregator", *BANKS)
 FIGURES = "https://localhost:15691/metrics/detailed?family=queue_coarse_metrics"
 LEFT_OUT = "grafana"
+LISTEN = "FEDQUEUE_MONITORING__LISTEN"
 REMOVED = "banco-popular"
 PATIENCE_SECONDS = 120
 # Another environment with fedqueue in it, for example one made by the commands of deploy/Dockerfile.
@@ -112,6 +113,8 @@ class Service:
         path = "/usr/lib/rabbitmq/bin" if self.is_broker else ENVIRONMENT / "bin"
         home = {"HOME": "/var/lib/rabbitmq", "RABBITMQ_LOGS": "-"} if self.is_broker else {"HOME": "/var/lib/fedqueue"}
         own = {name: str(value) for name, value in self.settings.get("environment", {}).items()}
+        if self.name in BANKS:  # a container has a loopback of its own, these services share one
+            own[LISTEN] = own[LISTEN].replace("127.0.0.1:", f"127.0.0.{2 + BANKS.index(self.name)}:")
         return {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **home, **own}
 
     def run(self) -> None:
@@ -123,6 +126,10 @@ class Service:
         """What the service's healthcheck says."""
         kind, *test = self.settings["healthcheck"]["test"]
         return self.start(["sh", "-c", *test] if kind == "CMD-SHELL" else test).wait(PATIENCE_SECONDS) == 0
+
+    def is_let_in(self) -> bool:
+        """Whether the broker takes the service's certificate, as its `--check` finds."""
+        return self.start([*self.settings["command"], "--check"]).wait(PATIENCE_SECONDS) == 0
 
     def wait_until_healthy(self) -> None:
         """Returns when the healthcheck is content."""
@@ -202,6 +209,21 @@ def asked_by(prometheus: Service) -> dict[str, str]:
     return health
 
 
+def passwords_in(folder: Path) -> list[str]:
+    """Whose passwords stand in the file of logins."""
+    return [user for user, word in json.loads((folder / "broker.json").read_text())["users"].items() if word]
+
+
+def console_answers(console: Service) -> dict[str, object]:
+    """Whether the console, once somebody may log in, is healthy, and what its page is for somebody who is not logged in."""
+    shown = console.ask(["fedqueue", "console-user", "add", "olga", "--role", "operator", "--draw", "--dir", "/console"])
+    process = console.start(console.settings["command"])
+    console.wait_until_healthy()
+    page = httpx.get("https://localhost:8080/", verify=str(console.folder / "volumes" / "console" / "ca" / "ca.pem"))
+    process.send_signal(signal.SIGTERM)
+    return {"password drawn": "shown this once" in shown, "leads to": page.headers.get("location"), "ended": process.wait(30)}
+
+
 def figures_shown(party: Path) -> bool:
     """Whether the broker tells its figures to whoever has the certificate in this folder or below it."""
     (certificate,) = party.rglob("certificate.pem")
@@ -211,6 +233,19 @@ def figures_shown(party: Path) -> bool:
         return "rabbitmq_detailed_queue_messages" in httpx.get(FIGURES, verify=context).text
     except httpx.NetworkError:
         return False
+
+
+def wait_until_all_are_healthy(places: dict[str, Service]) -> None:
+    """Returns when the aggregator leads and every bank was greeted."""
+    for name in WORKERS:
+        places[name].wait_until_healthy()
+
+
+def after_removal(places: dict[str, Service]) -> dict[str, dict[str, bool]]:
+    """Who is let in by the broker, and who is healthy, once a bank was removed."""
+    places["found"].ask(["fedqueue", "institution", "remove", REMOVED, "--dir", "/federation"])
+    let_in = {name: places[name].is_let_in() for name in WORKERS}
+    return {"let in after removal": let_in, "healthy after removal": {name: places[name].is_healthy() for name in WORKERS}}
 
 
 def rehearse(folder: Path) -> dict:
@@ -235,12 +270,13 @@ def rehearse(folder: Path) -> dict:
     found["changed by a second start"] = [name for name, each in found["files"].items() if again[name] != each]
     workers = {name: places[name].start(settings[name]["command"]) for name in WORKERS}
     found["secrets shown"] = secrets_shown(folder)
-    found["healthy"] = {name: places[name].is_healthy() for name in workers}
+    wait_until_all_are_healthy(places)
     found["version"] = version_made(places["found"])
     found["figures shown to"] = {name: figures_shown(folder / "volumes" / name) for name in ("monitoring", *WORKERS)}
     found["asked by Prometheus"] = asked_by(places["prometheus"]) if shutil.which("prometheus") else None
-    places["found"].ask(["fedqueue", "institution", "remove", REMOVED, "--dir", "/federation"])
-    found["let in after removal"] = {name: places[name].is_healthy() for name in workers}
+    found["console"] = console_answers(places["console"])
+    found["passwords of the console"] = passwords_in(folder / "volumes" / "console")
+    found |= after_removal(places)
     for process in workers.values():
         process.send_signal(signal.SIGTERM)
     found["ended"] = {name: process.wait(PATIENCE_SECONDS) for name, process in workers.items()}

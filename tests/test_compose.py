@@ -78,6 +78,7 @@ def test_only_the_operators_screens_are_published_and_on_loopback_alone(federati
 
     assert published == {
         "rabbitmq": ["127.0.0.1:15671:15671"],
+        "console": ["127.0.0.1:8080:8080"],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
     }
@@ -165,6 +166,17 @@ def test_the_operators_volume_with_the_authoritys_key_reaches_the_one_shot_servi
     holders = {name for name, service in federation["services"].items() if "federation" in dict(mounts(service))}
 
     assert holders == set(ONE_SHOT)
+
+
+def test_the_console_comes_when_asked_for_speaks_tls_and_shares_a_network_with_the_broker_alone(federation: dict) -> None:
+    console = federation["services"]["console"]
+    places = dict(mounts(console))
+
+    assert console["profiles"] == ["console"]
+    assert console["command"][-2:] == ["--certificate=/console/server/certificate.pem", "--key=/console/server/key.pem"]
+    assert members(federation, "browsers") == {"console"}
+    assert members(federation, "operator") == {"console", "found", "rabbitmq"}
+    assert places.keys() == {"./deploy/console_health.py", "console"}
 
 
 def test_the_broker_speaks_tls_only_and_takes_certificates_only(federation: dict) -> None:
@@ -271,14 +283,17 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.compose
 @pytest.mark.timeout(500)
 class TestRehearsal:
-    def test_the_federation_learns_and_everybody_is_healthy(self, rehearsed: dict) -> None:
+    def test_everybody_becomes_healthy_and_the_federation_learns(self, rehearsed: dict) -> None:
         assert rehearsed["version"] > 0
-        assert rehearsed["healthy"] == dict.fromkeys(WORKERS, True)
+        assert rehearsed["healthy after removal"] == {each: each != BANKS[0] for each in WORKERS}
 
     def test_the_broker_listens_for_others_with_tls_only(self, rehearsed: dict) -> None:
         beyond = {each for each in rehearsed["listening"] if not each.startswith((LOOPBACK, "[::1]"))}
 
         assert beyond == {"0.0.0.0:5671", "0.0.0.0:15671", "0.0.0.0:15691"}
+
+    def test_the_console_is_healthy_once_somebody_may_log_in_and_asks_for_a_login(self, rehearsed: dict) -> None:
+        assert rehearsed["console"] == {"password drawn": True, "leads to": "/login", "ended": 0}
 
     def test_prometheus_reaches_all_that_it_asks(self, rehearsed: dict) -> None:
         jobs = ("fedqueue-aggregator", "rabbitmq", "rabbitmq-queues")
@@ -303,6 +318,8 @@ class TestRehearsal:
 
         assert files["broker"] == {"ca.pem", "certificate.pem", "key.pem", "definitions.json", "monitoring-ca.pem"}
         assert files["monitoring"] == {"ca.pem", "certificate.pem", "key.pem"}
+        assert not any("ca.key" in name or "monitoring" in name or "institutions" in name for name in files["console"])
+        assert rehearsed["passwords of the console"] == ["operator"]
         assert files["grafana-secrets"] == {"admin-password", "secret-key"}
         assert {name for name in files["aggregator"] if "/" in name} == {f"aggregator/{name}" for name in CREDENTIALS}
         for bank in BANKS:
