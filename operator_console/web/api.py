@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,7 +79,7 @@ class Api:
         try:
             yield RETRY
             last, quiet = -1, 0
-            while not self._parts.closing() and self._gate.session(request, used=False) is not None:
+            while not self._parts.closing() and self._holds(request):
                 number, text = await to_thread.run_sync(self._parts.feed.state)
                 if number != last:
                     yield b"event: state\ndata: " + text + b"\n\n"
@@ -88,6 +89,11 @@ class Api:
                 await anyio.sleep(TICK_SECONDS)
         finally:
             self._streams -= 1
+
+    def _holds(self, request: Request) -> bool:
+        with suppress(FederationError):
+            return self._gate.session(request, used=False) is not None
+        return False
 
     async def version(self, request: Request) -> Response:
         """What one version is made of."""

@@ -29,6 +29,8 @@ RETRY_SECONDS = 3.0
 LOOK_SECONDS = 3.0
 """How often queues, members, the demo's events and certificates are looked at."""
 SHOWN_AT_LEAST_SECONDS = 10.0
+READING_SECONDS = 5.0
+"""A broker that has nothing to tell for so long has an empty lineage."""
 
 log = structlog.get_logger()
 
@@ -48,7 +50,7 @@ class Feed:
         self._observer: Observer | None = None
         self._follower = threading.Thread(target=self._follow, name="console-feed", daemon=True)
         self._looker = threading.Thread(target=self._look, name="console-looks", daemon=True)
-        self._heard_at = time.monotonic()
+        self._heard_at = self._connected_at = time.monotonic()
         self._trouble = ""
         self._depths: dict[str, int] | None = None
         self._events: list[Event] = []
@@ -98,6 +100,7 @@ class Feed:
             now_ms=time.time_ns() // 1_000_000,
             silent_seconds=None if self.connected else time.monotonic() - self._heard_at,
             trouble=self._trouble,
+            reading=time.monotonic() - self._connected_at < READING_SECONDS,
             depths=self._depths,
             events=self._events,
             warnings=self._warnings,
@@ -123,7 +126,7 @@ class Feed:
         except BrokerUnavailableError as error:
             self._trouble = str(error)
             raise
-        self._trouble = ""
+        self._trouble, self._connected_at = "", time.monotonic()
         return broker
 
     def _take(self, record: ManifestRecord, delivery: Delivery) -> None:

@@ -22,8 +22,11 @@ from operator_console.web.sessions import Session, Sessions
 from operator_console.web.trail import Trail
 
 WRONG = "That name and password do not belong together."
+BUSY = "Many are signing in at this moment. Try again in 5 s."
 SLOWED = "Too many wrong passwords. Try again in {seconds} s."
 OLD_FORM = "This form is too old, or cookies are switched off. Try again."
+NOBODY = "(no user)"
+"""In the audit: what was typed as a name may be somebody's password."""
 ENDED = "Your session has ended. Sign in again."
 MOST_WAITING = 16
 """Logins that wait for another one's password to be checked, which takes memory and time."""
@@ -104,7 +107,7 @@ class Gate:
         if not nonce or not hmac.compare_digest(csrf.encode(), self._mark(nonce).encode()):
             return self._form(request, OLD_FORM, status=403)
         if self._one_at_a_time.statistics().tasks_waiting >= MOST_WAITING:
-            return self._form(request, SLOWED.format(seconds=5), status=429, pause_seconds=5)
+            return self._form(request, BUSY, status=429, pause_seconds=5)
         address = request.client.host if request.client else ""
         async with self._one_at_a_time:
             pause = math.ceil(self._attempts.pause_seconds(name, address))
@@ -114,7 +117,8 @@ class Gate:
             if account is None:
                 self._attempts.failed(name, address)
         if account is None:
-            await anyio.to_thread.run_sync(lambda: self._trail.write(name, LOG_IN, REFUSED, address=address))
+            who = name if name in self._accounts.all() else NOBODY
+            await anyio.to_thread.run_sync(lambda: self._trail.write(who, LOG_IN, REFUSED, address=address))
             return self._form(request, WRONG, status=401)
         self._attempts.succeeded(name)
         await anyio.to_thread.run_sync(lambda: self._trail.write(name, LOG_IN, f"as {account.role}", address=address))

@@ -29,7 +29,7 @@ MOST_BODY_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """By which names the console is reached. `public_url` is that of a reverse proxy in front of it, or empty."""
+    """By which names the console is reached. `public_url` is that of a reverse proxy, without a slash behind it, or empty."""
 
     names: Collection[str]
     over_tls: bool
@@ -54,8 +54,10 @@ class Place:
 
     def is_origin(self, origin: str, host: str) -> bool:
         """Whether a page of this console sent a request."""
+        if self.public_url and host == urlsplit(self.public_url).netloc:
+            return origin == self.public_url
         own = f"{'https' if self.over_tls else 'http'}://{host}"
-        return origin == own or (self.public_url != "" and origin == self.public_url.rstrip("/"))
+        return origin == own or (self.public_url != "" and origin == self.public_url)
 
 
 def _is_address(name: str) -> bool:

@@ -26,13 +26,15 @@ Snapshot = dict[str, Any]
 class Surroundings:
     """What a snapshot needs beside the lineage. `depths` is None where the management API does not answer.
 
-    `silent_seconds` is None while the broker answers; `trouble` says why it does not. `warnings` are of certificates.
+    `silent_seconds` is None while the broker answers; `trouble` says why it does not. `reading` says that it has just begun to
+    answer. `warnings` are of certificates.
     """
 
     shown: Shown
     now_ms: int
     silent_seconds: float | None = None
     trouble: str = ""
+    reading: bool = False
     depths: Mapping[str, int] | None = None
     events: Sequence[Event] = ()
     warnings: Sequence[str] = ()
@@ -80,9 +82,9 @@ def _urgent(around: Surroundings) -> str | None:
 
 
 def _empty(around: Surroundings) -> dict[str, Any]:
-    nothing = "The lineage is empty: run `fedqueue init` first, it makes version 0." if around.silent_seconds is None else None
+    nothing = "The lineage is empty: run `fedqueue init` first, it makes version 0."
     return {
-        "attention": _urgent(around) or nothing,
+        "attention": _urgent(around) or ("The lineage is being read." if around.reading else nothing),
         "run": None,
         "metrics": {"first": around.shown.metric, "names": [], "points": []},
         "institutions": [],

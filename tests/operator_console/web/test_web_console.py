@@ -262,6 +262,22 @@ def test_a_console_starts_without_its_broker_and_says_what_it_waits_for(federati
         assert "connect to 127.0.0.1:1" in failed.json()["reason"]
 
 
+def test_what_a_person_mends_meanwhile_needs_no_new_start(federation, tmp_path):
+    copy = copied(federation, tmp_path / "federation")
+    logins, facts = load(copy), copy.joinpath("federation.json").read_text()
+    save(logins.model_copy(update={"users": {**logins.users, "operator": "wrong"}}), copy)
+    copy.joinpath("federation.json").write_text(facts.replace('"id": "south"', '"id": "east"'))
+    with Console(copy, ServerOptions(port=0)) as console, browser_of(console.url) as browser:
+        browser.log_in("victor")
+        wait_for(lambda: "as operator" in browser.state()["attention"])
+        assert not browser.state()["connected"]
+        save(logins, copy)
+        wait_for(lambda: browser.state()["connected"] and browser.state()["run"])
+        assert "south" not in {row["id"] for row in browser.state()["institutions"]}
+        copy.joinpath("federation.json").write_text(facts)
+        wait_for(lambda: "south" in {row["id"] for row in browser.state()["institutions"]})
+
+
 @pytest.fixture
 def tls_folder(tls_node: TlsNode, tmp_path: Path) -> Iterator[Path]:
     """What `fedqueue broker up --tls` leaves, for a virtual host of its own."""

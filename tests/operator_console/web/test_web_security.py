@@ -158,6 +158,8 @@ def test_behind_a_reverse_proxy_its_name_and_its_origin_are_the_consoles_own():
     assert place.is_origin("https://console.example.org", "127.0.0.1:8080")
     assert place.is_origin("http://localhost:8080", "localhost:8080")
     assert not place.is_origin("http://console.example.org", "127.0.0.1:8080")
+    assert not place.is_origin("http://console.example.org", "console.example.org")
+    assert place.is_origin("https://console.example.org", "console.example.org")
     assert place.secure
     assert not Place(["localhost"], over_tls=False).secure
 
@@ -207,13 +209,17 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_page(browser):
     assert "That name and password do not belong together." in pages[0]
 
 
-def test_the_fourth_wrong_password_is_not_looked_at_before_a_pause(browser, olga):
-    name = "slowed<b>\nforged"
-    statuses = [browser.log_in(name, "a wrong sentence").status_code for _ in range(4)]
-    assert statuses == [401, 401, 401, 429]
-    page = browser.log_in(name, "a wrong sentence")
-    assert (page.headers["retry-after"], "Try again in 1 s." in page.text) == ("1", True)
-    assert audit_of(olga) == [("slowed<b>\N{REPLACEMENT CHARACTER}forged", "log in", "refused")] * 3
+def test_after_three_wrong_passwords_the_next_one_is_not_looked_at_before_a_pause(browser, olga):
+    name, statuses = "what was meant as a password", []
+    while 429 not in statuses and len(statuses) < 12:  # a slow machine takes longer for one attempt than the first pauses last
+        page = browser.log_in(name, "a wrong sentence")
+        statuses.append(page.status_code)
+    assert statuses[:3] == [401, 401, 401]
+    assert statuses[-1] == 429
+    assert f"Try again in {page.headers['retry-after']} s." in page.text
+    assert audit_of(olga, len(statuses))[: len(statuses) - 1] == [("(no user)", "log in", "refused")] * (len(statuses) - 1)
+    browser.log_in("victor", "a wrong sentence")
+    assert audit_of(olga, 1) == [("victor", "log in", "refused")]
 
 
 def test_a_logout_ends_the_session_in_all_tabs_and_is_audited(browser, olga):
