@@ -100,7 +100,7 @@ class Permission:
         if quarantined:
             self.say(QUARANTINED, WHAT_TO_DO)
         elif self._said[0] == QUARANTINED:
-            self._said, self.kept_by = ("", ""), NOTHING
+            self._said = ("", "")
             log.info("released from quarantine")
         return quarantined
 
