@@ -22,10 +22,11 @@ from operator_console.institution_commands import institution_app
 from operator_console.kit_commands import kit_app
 from operator_console.lineage_commands import lineage_app
 from operator_console.logs_command import logs
-from operator_console.model_command import model
+from operator_console.model_command import model_app
 from operator_console.new_command import new
 from operator_console.operation_commands import pause, resume, stop
 from operator_console.plan_commands import plan_app
+from operator_console.predict_command import predict
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
 from operator_console.roll_back_command import roll_back
@@ -100,7 +101,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 COMMANDS = {
     FOUND: (new, init),
     OPERATE: (status, console, logs, doctor, audit, pause, resume, stop),
-    MODEL: (model, replay, roll_back),
+    MODEL: (predict, replay, roll_back),
     KEEP: (backup, restore, republish),
     TRY: (demo, simulate, sweep, report),
 }
@@ -108,7 +109,7 @@ GROUPS = {
     FOUND: {"broker": broker_app, "ca": ca_app},
     OPERATE: {"plan": plan_app, "dead-letters": dead_letter_app, "console-user": console_user_app},
     PEOPLE: {"institution": institution_app, "kit": kit_app, "privacy": privacy_app},
-    MODEL: {"lineage": lineage_app},
+    MODEL: {"model": model_app, "lineage": lineage_app},
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

@@ -66,7 +66,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "privacy ledger verify": ("fedqueue privacy ledger verify --state-folder /var/lib/fedqueue/north",),
     "privacy ledger export": ("fedqueue privacy ledger export --config client.toml --out ledger.jsonl",),
     "privacy ledger accept-dataset": ("fedqueue privacy ledger accept-dataset --config client.toml",),
-    "model": ("fedqueue model --out model.safetensors", "fedqueue model --version 40 --out version-40.safetensors"),
+    "model export": (
+        "fedqueue model export --out model.safetensors",
+        "fedqueue model export --version 40 --format onnx --out version-40.onnx",
+    ),
+    "model card": ("fedqueue model card model.onnx",),
+    "predict": (
+        "fedqueue predict --model model.safetensors new.csv --out predictions.csv",
+        "fedqueue predict --model model.onnx new.parquet --keep customer --threshold 0.3",
+    ),
     "replay": ("fedqueue replay --out model.safetensors", "fedqueue replay --without east"),
     "roll-back": (
         "fedqueue roll-back --without east --dry-run",

@@ -52,7 +52,7 @@ def encode(spec: TaskSpec, table: pa.Table, source: str, *, with_persons: bool =
         features[:, position : position + block.shape[1]] = block
         position += block.shape[1]
     persons = _persons(columns[spec.person], spec.person, source) if spec.person and with_persons else None
-    return Dataset(features, _labels(spec, columns, source), persons)
+    return Dataset(features, labels(spec, columns, source), persons)
 
 
 def require_trainable(spec: TaskSpec, dataset: Dataset, source: str) -> None:
@@ -111,12 +111,27 @@ def _person(cell: object) -> str:
 
 
 def _feature_blocks(spec: TaskSpec, columns: pa.Table, source: str) -> Iterator[NDArray[np.float32]]:
+    for group, _, values in feature_values(spec, columns, source):
+        yield feature_block(group, values)
+
+
+def feature_values(
+    spec: TaskSpec, columns: pa.Table, source: str, *, first_row: int = FIRST_DATA_ROW
+) -> Iterator[tuple[Numeric | Categorical, str, Any]]:
+    """Each feature column's declaration, name and cells, in the order of the model's inputs: numbers with NaN for a missing one,
+    or text, empty for a missing one. `first_row` is the number of the table's first row, for errors. Raises DataError.
+    """
     for numeric in spec.numeric:
         for name in numeric.names:
-            yield _scale(numeric, numbers(columns[name], name, source))
+            yield numeric, name, numbers(columns[name], name, source, first_row=first_row)
     for categorical in spec.categorical:
         for name in categorical.names:
-            yield _one_hot(categorical, texts(columns[name]))
+            yield categorical, name, texts(columns[name])
+
+
+def feature_block(group: Numeric | Categorical, values: Any) -> NDArray[np.float32]:
+    """The model inputs that are made of one column's cells."""
+    return _scale(group, values) if isinstance(group, Numeric) else _one_hot(group, values)
 
 
 def texts(column: pa.ChunkedArray) -> list[str]:
@@ -131,17 +146,15 @@ def _text(cell: object) -> str:
     return "" if text.lower() in MISSING else text
 
 
-def numbers(column: pa.ChunkedArray, name: str, source: str) -> NDArray[np.float64]:
+def numbers(column: pa.ChunkedArray, name: str, source: str, *, first_row: int = FIRST_DATA_ROW) -> NDArray[np.float64]:
     """Each cell as a number; a missing one is NaN. Raises DataError at the first cell that is text or infinite."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     else:
-        values = np.array([_number(cell, row, name, source) for row, cell in enumerate(column.to_pylist())])
+        values = np.array([_number(cell, row, name, source) for row, cell in enumerate(column.to_pylist(), start=first_row)])
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
-        raise DataError(
-            f"{source}: column {name!r}, row {infinite[0] + FIRST_DATA_ROW} is infinite; correct it or leave it empty"
-        )
+        raise DataError(f"{source}: column {name!r}, row {infinite[0] + first_row} is infinite; correct it or leave it empty")
     return values
 
 
@@ -152,7 +165,7 @@ def _number(cell: object, row: int, name: str, source: str) -> float:
     try:
         return float(int(cell)) if isinstance(cell, bool) else float(text)
     except ValueError:
-        where = f"{source}: column {name!r}, row {row + FIRST_DATA_ROW}"
+        where = f"{source}: column {name!r}, row {row}"
         raise DataError(f"{where} is {text[:40]!r}, not a number; correct it, leave it empty, or make it categorical") from None
 
 
@@ -175,7 +188,8 @@ def _one_hot(categorical: Categorical, values: list[str]) -> NDArray[np.float32]
     return block[:, : categorical.width]
 
 
-def _labels(spec: TaskSpec, columns: pa.Table, source: str) -> NDArray[Any]:
+def labels(spec: TaskSpec, columns: pa.Table, source: str) -> NDArray[Any]:
+    """The encoded labels of a table that has the label's column. Raises DataError where one is empty or unknown."""
     label, column = spec.label, columns[spec.label.column]
     if spec.kind == "regression":
         return _scaled_label(label, numbers(column, label.column, source), source)

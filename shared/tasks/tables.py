@@ -1,7 +1,7 @@
 """CSV and Parquet into columns of text or numbers, from a file that the caller has opened."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -30,6 +30,29 @@ def read_columns(file: BinaryIO, *, source: str) -> pa.Table:
     return table
 
 
+def read_pieces(file: pa.NativeFile, *, source: str) -> Iterator[pa.Table]:
+    """The same, a piece after the other, for files that need not fit into memory; `file` is Arrow's own. Raises DataError."""
+    rows = 0
+    start = file.read(BLOCK_BYTES)
+    file.seek(0)
+    if not start:
+        raise DataError(f"{source}: the file is empty; write a header line and one line per example")
+    is_parquet = start.startswith(PARQUET_MAGIC)
+    try:
+        if is_parquet:
+            batches = pa.parquet.ParquetFile(file).iter_batches()
+        else:
+            batches = pa.csv.open_csv(file, convert_options=_as_text(start.split(b"\n", 1)[0]))
+        for batch in batches:
+            rows += batch.num_rows
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        if "Empty CSV file" not in str(error):
+            raise _unreadable(source, error, is_parquet=is_parquet) from error
+    if not rows:
+        raise DataError(f"{source}: the file has columns but no rows; add one line per example")
+
+
 def select(table: pa.Table, columns: Sequence[str], *, source: str) -> pa.Table:
     """The named columns, in that order. Raises DataError for one that is missing or there twice."""
     present = table.column_names
@@ -46,20 +69,31 @@ def select(table: pa.Table, columns: Sequence[str], *, source: str) -> pa.Table:
 
 def _read_csv(file: BinaryIO, source: str) -> pa.Table:
     try:
-        # The byte order mark is what spreadsheets write before the first name.
-        header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+        options = _as_text(file.readline())
         file.seek(0)
-        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        return pa.csv.read_csv(_native(file), convert_options=convert)
+        return pa.csv.read_csv(_native(file), convert_options=options)
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a CSV file: {error}; save it as UTF-8 text with commas and one header line") from error
+        raise _unreadable(source, error, is_parquet=False) from error
+
+
+def _as_text(first_line: bytes) -> pa.csv.ConvertOptions:
+    """Every column of this header line as text."""
+    # The byte order mark is what spreadsheets write before the first name.
+    header = next(csv.reader([first_line.decode("utf-8-sig")]), [])
+    return pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+
+
+def _unreadable(source: str, error: Exception, *, is_parquet: bool) -> DataError:
+    if is_parquet:
+        return DataError(f"{source}: not a readable Parquet file: {error}; write it again")
+    return DataError(f"{source}: not a CSV file: {error}; save it as UTF-8 text with commas and one header line")
 
 
 def _read_parquet(file: BinaryIO, source: str) -> pa.Table:
     try:
         return pa.parquet.read_table(_native(file))
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{source}: not a readable Parquet file: {error}; write it again") from error
+        raise _unreadable(source, error, is_parquet=True) from error
 
 
 def _native(file: BinaryIO) -> pa.BufferReader:
