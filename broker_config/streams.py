@@ -12,7 +12,7 @@ from shared import codec, lineage, messages
 from shared.broker import Broker, Delivery, Header, Message
 from shared.chunks import Assembly, ChunkHead, head, split
 from shared.codec import Encoded
-from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError
+from shared.errors import BrokerUnavailableError, FederationError, RejectedMessageError, TopologyError, UnsupportedSchemaError
 from shared.messages import Claim, Location, ManifestRecord
 from shared.parameters import Parameters
 from shared.plan import Plan
@@ -275,6 +275,7 @@ class LineageReader:
         self.read_to: int = -1
         self._broker = broker
         self._on_record = on_record
+        self._ignored: RejectedMessageError | None = None
 
     def catch_up(self, *, all_bases: bool = False) -> None:
         """Reads back from the end, twice as far each time, until it holds a whole table; then stays subscribed.
@@ -295,8 +296,17 @@ class LineageReader:
                 break  # that is all there is
             look_back, former_start = 2 * look_back, self.lineage.start
         if not self.lineage.complete:
-            raise TopologyError(f"{LINEAGE} holds no valid chain from its first record on; do not start a new run over it")
+            raise self._unusable()
         self._broker.consume(LINEAGE, prefetch=LINEAGE_PREFETCH, start=end + 1)
+
+    def _unusable(self) -> TopologyError:
+        if isinstance(self._ignored, UnsupportedSchemaError):
+            return TopologyError(
+                f"{LINEAGE} was written by another version of fedqueue: {self._ignored}. Run the version that the federation's "
+                "aggregator runs; nothing was sent or changed"
+            )
+        why = f" (what could not be read last: {self._ignored})" if self._ignored else ""
+        return TopologyError(f"{LINEAGE} holds no valid chain from its first record on{why}; do not start a new run over it")
 
     def _lacks_bases(self) -> bool:
         head, known = self.current()
@@ -326,6 +336,7 @@ class LineageReader:
             record = messages.decode_record(message.body, max_bytes=MAX_RECORD_BYTES)
         except RejectedMessageError as error:
             log.warning("lineage record ignored", offset=delivery.offset, reason=str(error))
+            self._ignored = error
             return "ignored"
         self.lineage, verdict = lineage.fold(self.lineage, record)
         if verdict in ("extended", "repeated"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from client_worker.ledger_file import SCHEMA, lock, unopened, written
+from client_worker.ledger_file import lock, prepare, unopened, written
 from client_worker.ledger_rows import (
     SELECT_ROWS,
     LedgerRow,
@@ -88,7 +88,7 @@ class Ledger:
                 self._database = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=FULL")
-                self._database.executescript(SCHEMA)
+                prepare(path, self._database)
                 self._read_rows()
                 self._read_outbox()
             except (sqlite3.DatabaseError, OSError) as error:

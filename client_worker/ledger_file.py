@@ -10,6 +10,8 @@ from typing import TextIO
 
 from shared.errors import CheckpointError, FederationError, SettingsError, StorageError
 
+LAYOUT = 1
+"""The number of these tables; it changes when one of them does. A ledger is never converted back."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, at_seconds INTEGER NOT NULL,
@@ -43,6 +45,18 @@ def lock(path: Path) -> TextIO:
         held.close()
         raise SettingsError(f"{path} is in use by another process; this institution's worker runs already") from None
     return held
+
+
+def prepare(path: Path, database: sqlite3.Connection) -> None:
+    """Makes the tables of a new ledger. Raises CheckpointError where another version of fedqueue has written others."""
+    (layout,) = database.execute("PRAGMA user_version").fetchone()
+    if layout not in (0, LAYOUT):
+        raise CheckpointError(
+            f"{path} has the layout {layout}, and this version of fedqueue knows {LAYOUT}: run the version that wrote it. "
+            "Nothing was changed"
+        )
+    if layout == 0:
+        database.executescript(f"{SCHEMA}PRAGMA user_version = {LAYOUT};")
 
 
 @contextmanager
