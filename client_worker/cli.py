@@ -14,8 +14,10 @@ from broker_config.service import ShowVersion, process_name, read_settings, stop
 from broker_config.tls import readable_expiry
 from client_worker import telling
 from client_worker.check import doubtful_count, require_broker, require_credentials
+from client_worker.course import Course
 from client_worker.dataset_entry import dataset_facts, with_count
 from client_worker.ledger import Ledger
+from client_worker.ledger_reading import totals_of
 from client_worker.local_work import LocalWork, Member
 from client_worker.metrics import ClientMetrics
 from client_worker.settings import ClientSettings
@@ -39,6 +41,7 @@ app = typer.Typer(
     epilog=epilog(
         (
             "fedqueue-client --config institutions/north/client.toml --check",
+            "fedqueue-client --config institutions/north/client.toml --dry-run",
             "fedqueue-client --config /etc/fedqueue/north/client.toml",
         )
     ),
@@ -55,10 +58,14 @@ ConfigFile = typer.Option("--config", help="TOML settings; every value also as F
 
 
 @app.callback(invoke_without_command=True)
-def client(
+def client(  # noqa: PLR0913 - typer takes one parameter for each option
     context: typer.Context,
+    *,
     config: Annotated[Path | None, ConfigFile] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what is wrong with keys, data or broker, then end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train once, show what would be sent; send and charge nothing.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; instead of the settings' device.")] = None,
     ready: Ready = False,
     show_version: ShowVersion = False,
@@ -78,6 +85,9 @@ def client(
     if check:
         _check(settings)
         return
+    if dry_run:
+        _rehearse(settings, stopping)
+        return
     _take_part(settings, stopping)
     log.info("ended", reason="the run is finished" if settings.leave_when_finished else "asked to")
 
@@ -92,6 +102,23 @@ def _check(settings: ClientSettings) -> None:
         typer.echo(hours)
     if (doubt := doubtful_count(settings.num_examples, data.units)) is not None:
         typer.echo(doubt, err=True)
+
+
+def _rehearse(settings: ClientSettings, stopping: threading.Event) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from client_worker.dry_run import rehearse, told
+    from client_worker.local_data import open_data
+
+    data, course = open_data(settings), Course(stopping.is_set)
+    name = process_name("fedqueue-client", settings.institution, "dry-run")
+    with closing(connect(settings.broker, name=name)) as broker:
+        found = rehearse(broker, member(settings), data, totals_of(settings.ledger_file), course)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for heading, sentence in told(found, member(settings), data.unit):
+        table.add_row(heading, sentence)
+    Console().print(table, highlight=False, markup=False)
 
 
 def _take_part(settings: ClientSettings, stopping: threading.Event) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from client_worker.ledger_rows import SELECT_ROWS, LedgerRow, Sealed
+from client_worker.ledger_rows import SELECT_ROWS, LedgerRow, Sealed, Totals, chained
 from client_worker.outbox import OutboxFolder
 from shared.codec import content_hash
 from shared.errors import CheckpointError, SettingsError
@@ -46,6 +46,15 @@ def read_ledger(path: Path) -> LedgerContent:
     except (sqlite3.Error, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as a ledger: {error}") from error
     return content
+
+
+def totals_of(path: Path) -> Totals:
+    """What its rows add up to; nothing where there is no ledger yet. Raises CheckpointError where one was altered."""
+    totals = Totals()
+    if path.exists():
+        for row in chained(read_ledger(path).rows, source=str(path)):
+            totals.add(row.state, row.fields, row.at_seconds)
+    return totals
 
 
 def _read(path: Path) -> LedgerContent:

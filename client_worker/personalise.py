@@ -13,10 +13,11 @@ from typing import Any, Literal
 import safetensors.numpy
 
 from broker_config.downloads import Wanted
-from broker_config.streams import MissingBlobError, fetch_blob, newest, records_of
+from broker_config.streams import newest, records_of
 from broker_config.written import write_private
 from client_worker.data import load_dataset
 from client_worker.files import fingerprint, read_task
+from client_worker.global_model import read_model, wanted_of
 from client_worker.local_work import Member
 from client_worker.own_model import OwnModel, merit, of_own_rows, personalised
 from client_worker.policy import require_task
@@ -30,7 +31,7 @@ from shared.errors import (
     SettingsError,
     StorageError,
 )
-from shared.messages import BlobName, Location, ManifestRecord, decode_model
+from shared.messages import BlobName, ManifestRecord
 from shared.parameters import Parameters, require_shapes, shapes
 from shared.tasks.features import Dataset
 from shared.tasks.metrics import Figures, evaluate
@@ -100,19 +101,15 @@ def fetch(broker: Broker, member: Member, spec: TaskSpec, *, version: Version = 
     require_membership(lineage, member)
     if lineage.plan is not None:
         require_task(lineage.plan, task_hash=spec.hash)
-    wanted = _best_of(head) if version == "best" else _of(head if version is None else _record_of(broker, version, head))
+    wanted = _best_of(head) if version == "best" else wanted_of(head if version is None else _record_of(broker, version, head))
     if wanted.version == 0:
         raise FederationError("version 0 is the untrained model: nothing has been learned yet; try again after the first updates")
-    model = _model(broker, wanted)
+    model = read_model(broker, wanted)
     try:
         require_shapes(model, shapes(initial_parameters(spec, 0)))
     except IncompatibleUpdateError as error:
         raise SettingsError(f"the model of version {wanted.version} is not what {spec.model.type} makes here: {error}") from error
     return Source(head.manifest.run_id, wanted.version, wanted.blob.hash), model
-
-
-def _of(record: ManifestRecord) -> Wanted:
-    return Wanted(record.manifest.version, record.manifest.model, record.model_at)
 
 
 def _best_of(head: ManifestRecord) -> Wanted:
@@ -134,16 +131,6 @@ def _record_of(broker: Broker, version: int, head: ManifestRecord) -> ManifestRe
     if found is None:
         raise FederationError(f"the lineage no longer holds version {version}; take a newer one, up to {newest_version}")
     return found
-
-
-def _model(broker: Broker, wanted: Wanted) -> Parameters:
-    try:
-        content = fetch_blob(broker, wanted.at or Location(offset=0, chunks=1), wanted.blob)
-    except MissingBlobError as error:
-        raise FederationError(
-            f"the model of version {wanted.version} is not on the broker, or no longer: {error}; take a newer one"
-        ) from error
-    return decode_model(content, max_bytes=wanted.blob.size)
 
 
 def compare(rows: Rows, model: Parameters) -> Personalised:

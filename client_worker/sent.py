@@ -10,7 +10,8 @@ from client_worker.course import Norms
 from client_worker.ledger_rows import LedgerRow, Totals
 from shared.errors import CheckpointError
 
-SENT, WAITING = "sent, not settled yet", "waiting to be sent"
+SENT, WAITING = "sent", "to be sent"
+"""Of an update that is not settled yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ def terms(plan: Plan, statement: PrivacyStatement) -> str:
 
 def begins(terms: Terms, unit: str) -> str:
     """A training, charged already."""
-    steps = f"{terms.plan.local.steps} steps on version {terms.base.version}"
-    rows = f"drawn from {terms.num_examples:,} {unit}s by the public number"
+    steps = f"on version {terms.base.version}: {terms.plan.local.steps} steps on our rows"
+    rows = f"{terms.num_examples:,} {unit}s by the public number"
     spent = terms.statement.epsilon_spent
     cost = "without noise" if spent is None else f"charged already: epsilon {spent:.3g} in all is spent, whether or not it ends"
     return f"training {steps}, {rows}; {cost}"

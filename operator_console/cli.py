@@ -30,6 +30,7 @@ from operator_console.predict_command import predict
 from operator_console.privacy_commands import privacy_app
 from operator_console.replay_command import replay
 from operator_console.roll_back_command import roll_back
+from operator_console.sent_command import sent
 from operator_console.simulate_command import simulate
 from operator_console.status import status
 from operator_console.sweep_command import sweep
@@ -101,6 +102,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 COMMANDS = {
     FOUND: (new, init),
     OPERATE: (status, console, logs, doctor, audit, pause, resume, stop),
+    PEOPLE: (sent,),
     MODEL: (predict, replay, roll_back),
     KEEP: (backup, restore, republish),
     TRY: (demo, simulate, sweep, report),

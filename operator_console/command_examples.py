@@ -61,6 +61,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "institution release": ("fedqueue institution release east",),
     "institution list": ("fedqueue institution list", "fedqueue institution list --json"),
     "kit request": ("fedqueue kit request west", "fedqueue kit request west --dir /etc/fedqueue/west --new-key"),
+    "sent": (
+        "fedqueue sent --config client.toml",
+        "fedqueue sent --config client.toml --html sent.html",
+        "fedqueue sent --state-folder /var/lib/fedqueue/north --json --public",
+    ),
     "privacy plan": ("fedqueue privacy plan --config client.toml",),
     "privacy ledger show": ("fedqueue privacy ledger show --config client.toml",),
     "privacy ledger verify": ("fedqueue privacy ledger verify --state-folder /var/lib/fedqueue/north",),

@@ -214,6 +214,23 @@ def epsilon_over_time(courses: Mapping[str, Course], *, budget: float | None) ->
     return inline_svg(draw, height_inches=3.0)
 
 
+def epsilon_by_training(spent: Sequence[float], levels: Sequence[Level]) -> str:
+    """What was spent after each training, the first at 1, against what may be spent at most."""
+
+    def draw(axes: Axes) -> None:
+        axes.step([0, *range(1, len(spent) + 1)], [0.0, *spent], where="post", color=SERIES[0], linewidth=1.8)
+        axes.scatter(range(1, len(spent) + 1), spent, 14, color=SERIES[0], zorder=3, linewidths=0)
+        for level in levels:
+            axes.axhline(level.value, color=MUTED, linewidth=1, linestyle=DASHES[1])
+            axes.annotate(level.text, (0.0, level.value), xycoords=("axes fraction", "data"), va="bottom", **_SMALL)
+        axes.set(xlabel="local trainings that were charged", ylabel="epsilon in all")
+        axes.set_ylim(0, 1.15 * max([*spent, *(level.value for level in levels)]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.02)
+
+    return inline_svg(draw, height_inches=3.0)
+
+
 def epsilon_cost(points: Iterable[tuple[str, float]], *, name: str) -> str:
     """The final figure at each epsilon, the most private last."""
     rows = list(points)

@@ -20,8 +20,8 @@ from client_worker.dataset_entry import dataset_facts, unit_of
 from client_worker.files import fingerprint, read_task
 from client_worker.ledger import Ledger
 from client_worker.ledger_audit import LedgerAudit, audited
-from client_worker.ledger_reading import LedgerContent, read_ledger
-from client_worker.ledger_rows import LedgerRow, Totals, chained
+from client_worker.ledger_reading import LedgerContent, read_ledger, totals_of
+from client_worker.ledger_rows import LedgerRow
 from client_worker.settings import ClientSettings
 from client_worker.standing import require_membership
 from shared.errors import SettingsError, TopologyError
@@ -59,7 +59,7 @@ def plan(config: Config) -> None:
 
     settings = read_settings(ClientSettings, config)
     unit = unit_of(read_task(settings.task_file))
-    totals = _totals(settings.ledger_file)
+    totals = totals_of(settings.ledger_file)
     told = forecast(
         _plan_at_broker(settings),
         settings.policy,
@@ -87,14 +87,6 @@ def _plan_at_broker(settings: ClientSettings) -> Plan:
     if lineage.plan is None:
         raise TopologyError("the lineage at the broker holds no plan; ask the operator to look at it with `fedqueue doctor`")
     return lineage.plan
-
-
-def _totals(ledger_file: Path) -> Totals:
-    totals = Totals()
-    if ledger_file.exists():
-        for row in chained(read_ledger(ledger_file).rows, source=str(ledger_file)):
-            totals.add(row.state, row.fields, row.at_seconds)
-    return totals
 
 
 @ledger_app.command()
@@ -131,7 +123,7 @@ def accept_dataset(config: Config) -> None:
     """Go on with the training file as it is now, with the worker stopped. What is spent stays spent."""
     settings = read_settings(ClientSettings, config)
     file = settings.ledger_file
-    before = _totals(file).dataset
+    before = totals_of(file).dataset
     if before is None:
         raise SettingsError(
             f"{file} names no training file yet; the worker writes it at its first start, nothing is to be accepted"
