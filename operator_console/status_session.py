@@ -104,15 +104,19 @@ class StatusSession:
 
     def _look_around(self) -> None:
         self._looked_at = time.monotonic()
-        ends = expiries(self._folder)
-        try:
-            with administration(self._folder.logins(), OPERATOR) as management:
-                queues = {str(queue["name"]): queue for queue in management.queues()}
-        except FederationError:
-            self.around = Around(ends=ends)
-            return
-        depths = {name: int(queue.get("messages", 0)) for name, queue in queues.items()}
-        self.around = Around(depths, queues.get(LEAD, {}).get("consumers"), ends)
+        self.around = around_of(self._folder)
+
+
+def around_of(folder: FederationFolder) -> Around:
+    """What the management API and the folder tell at this moment."""
+    ends = expiries(folder)
+    try:
+        with administration(folder.logins(), OPERATOR) as management:
+            queues = {str(queue["name"]): queue for queue in management.queues()}
+    except FederationError:
+        return Around(ends=ends)
+    depths = {name: int(queue.get("messages", 0)) for name, queue in queues.items()}
+    return Around(depths, queues.get(LEAD, {}).get("consumers"), ends)
 
 
 def last_known(folder: FederationFolder) -> dict[str, Any] | None:

@@ -10,11 +10,12 @@ import structlog
 
 from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
-from broker_config.provision import administration
 from operator_console.events import Event, read_events
-from operator_console.expiry import expiries, warnings_of
+from operator_console.expiry import warnings_of
 from operator_console.federation_folder import FederationFolder
 from operator_console.observer import Observer
+from operator_console.status_screen import Around
+from operator_console.status_session import around_of
 from operator_console.view_state import Shown
 from operator_console.web.course import Course
 from operator_console.web.snapshot import Surroundings, snapshot_of, without_clocks
@@ -52,7 +53,7 @@ class Feed:
         self._looker = threading.Thread(target=self._look, name="console-looks", daemon=True)
         self._heard_at = self._connected_at = time.monotonic()
         self._trouble = ""
-        self._depths: dict[str, int] | None = None
+        self._around = Around()
         self._events: list[Event] = []
         self._warnings: list[str] = []
         self._newest = _Made()
@@ -101,7 +102,8 @@ class Feed:
             silent_seconds=None if self.connected else time.monotonic() - self._heard_at,
             trouble=self._trouble,
             reading=time.monotonic() - self._connected_at < READING_SECONDS,
-            depths=self._depths,
+            depths=self._around.depths,
+            aggregators=self._around.aggregators,
             events=self._events,
             warnings=self._warnings,
         )
@@ -135,24 +137,17 @@ class Feed:
 
     def _look(self) -> None:
         while not self._stopping.is_set():
-            depths = self._queue_depths()
             try:
-                names, events = self.folder.names(), read_events(self.folder.path / "events.json")
-                warnings = warnings_of(expiries(self.folder), datetime.now(UTC))
+                around, names, events = around_of(self.folder), self.folder.names(), read_events(self.folder.path / "events.json")
+                warnings = warnings_of(around.ends, datetime.now(UTC))
             except (FederationError, OSError, ValueError) as error:
                 log.warning("the federation's folder cannot be read", reason=str(error))
-                names, events, warnings = {}, self._events, [f"the federation's folder cannot be read: {error}"]
+                around, names, events = Around(), {}, self._events
+                warnings = ["The federation's folder cannot be read; the console's log says why."]
             with self._lock:
-                self._depths, self._events, self._warnings = depths, events, warnings
+                self._around, self._events, self._warnings = around, events, warnings
                 self._course.history.names |= names
             self._stopping.wait(LOOK_SECONDS)
-
-    def _queue_depths(self) -> dict[str, int] | None:
-        try:
-            with administration(self.folder.logins(), OPERATOR) as management:
-                return {str(queue["name"]): int(queue.get("messages", 0)) for queue in management.queues()}
-        except FederationError:
-            return None
 
 
 class _Made:

@@ -24,7 +24,7 @@ Snapshot = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a snapshot needs beside the lineage. `depths` is None where the management API does not answer.
+    """What a snapshot needs beside the lineage. `depths` and `aggregators` are None where the management API does not answer.
 
     `silent_seconds` is None while the broker answers; `trouble` says why it does not. `reading` says that it has just begun to
     answer. `warnings` are of certificates.
@@ -36,6 +36,7 @@ class Surroundings:
     trouble: str = ""
     reading: bool = False
     depths: Mapping[str, int] | None = None
+    aggregators: int | None = None
     events: Sequence[Event] = ()
     warnings: Sequence[str] = ()
 
@@ -51,11 +52,12 @@ def snapshot_of(course: Course, around: Surroundings) -> Snapshot:
         "silent_seconds": round(around.silent_seconds or 0.0, 1),
         "queues": None if around.depths is None else dict(around.depths),
         "dead_letters": dead_letters,
+        "aggregators": around.aggregators,
     }
     if course.history.head is None:
         return found | _empty(around)
     view = view_of(course.history, around.shown, now_ms=seen_ms, events=around.events)
-    first = attention(view, dead_letters=dead_letters)
+    first = attention(view, dead_letters=dead_letters, aggregators=around.aggregators)
     return found | {
         "attention": _urgent(around) or first,
         "run": _run(course.history, view) | {"attention": _urgent(around) or first, "warnings": list(around.warnings)},

@@ -174,6 +174,7 @@ def test_queues_dead_letters_and_warnings_are_told_and_their_absence_too():
     assert (snapshot["dead_letters"], snapshot["queues"]["fl.dlq"]) == (2, 2)
     assert snapshot["run"]["warnings"] == ["a certificate ends"]
     assert "2 messages lie in fl.dlq" in snapshot["attention"]
+    assert told(course_of(5), aggregators=0)["attention"].startswith("No aggregator is at the broker")
     without = told(course_of(5))
     assert (without["queues"], without["dead_letters"]) == (None, None)
 

@@ -72,7 +72,7 @@ def test_a_snapshot_has_exactly_the_keys_that_the_page_reads(olga):
     state = olga.state()
     assert state.keys() == {
         *("schema", "at_ms", "connected", "silent_seconds", "attention", "run", "metrics", "institutions", "staleness"),
-        *("versions", "queues", "dead_letters", "events"),
+        *("versions", "queues", "dead_letters", "aggregators", "events"),
     }
     assert state["run"].keys() == {
         *("id", "title", "task", "version", "epoch", "phase", "phase_reason", "elapsed_seconds", "updates", "target_updates"),
