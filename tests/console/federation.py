@@ -149,7 +149,7 @@ def _lead(folder: Path, stopping: threading.Event) -> None:
 
 
 def _bank(folder: Path, name: str, stopping: threading.Event) -> Callable[[], None]:
-    """A worker with its kit's settings and keys, whose training is always the same step, long enough for the noise that it states."""
+    """A worker with its kit's settings and keys, whose training is always the same step, as long as its noise demands."""
 
     def train(model: Parameters, _settings: object, _course: object) -> Parameters:
         stopping.wait(SECONDS[name])

@@ -46,6 +46,7 @@ def test_the_metric_is_drawn_over_the_versions_and_another_figure_can_be_chosen(
     expect(told).to_contain_text(re.compile(r"AUC 0\.\d{3} at version 1, now 0\.\d{3} at version \d+, best 0\.\d{3}"))
     expect(seen.page.locator("#metric-chart canvas")).to_be_visible()
     seen.picture("overview-light")
+    expect(seen.page.get_by_label("Figure")).to_have_value("auc")
     seen.page.get_by_label("Figure").select_option("log loss")
     expect(told).to_contain_text("log loss 0.")
     expect(seen.page.get_by_text("Held-out log loss")).to_be_visible()
@@ -65,6 +66,9 @@ def test_an_institutions_row_says_its_state_its_part_and_what_it_burned(visit, f
     expect(seen.row("institutions", BY_HAND)).to_contain_text("no update yet")
     expect(seen.row("institutions", BY_HAND)).to_contain_text("waiting")
     seen.picture("institutions-light")
+    seen.page.get_by_text("All queues of the broker").click()
+    expect(seen.row("queues", "fl.lineage")).to_contain_text(re.compile(r"[1-9]\d*$"))
+    expect(seen.row("queues", f"fl.upd.{BY_HAND}")).to_contain_text(re.compile(r"0$"))
 
 
 def test_the_histogram_counts_every_folded_update_once(visit, federation):

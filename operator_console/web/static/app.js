@@ -82,6 +82,8 @@ function draw() {
     else link.removeAttribute("aria-current");
   }
   update(place("view"), h("main", {}, VIEWS[shown.view](shown)));
+  const figure = place("figure");
+  if (figure && figure.value !== shown.figureName) figure.value = shown.figureName;
   const theme = `${document.documentElement.dataset.theme} ${matchMedia("(prefers-color-scheme: dark)").matches}`;
   drawMetric(shown.state, shown.figureName, theme, (version) => (location.hash = `#versions/${version}`));
   drawStaleness(shown.state, theme);

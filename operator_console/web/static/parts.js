@@ -67,10 +67,10 @@ export function tile(title, value, detail, extra) {
 }
 
 /**
- * A table that becomes a list of cards on a phone; roles say again what it is, because that look takes them away.
+ * A table that becomes a list of cards on a phone, unless it is narrow; roles say again what it is, because that look takes them away.
  * A column is [title, class]; a row is {key, cells, class, attributes}. The first cell names its row.
  */
-export function table({ caption, columns, rows, empty, name }) {
+export function table({ caption, columns, rows, empty, name, narrow }) {
   if (!rows.length) return h("p", { class: "empty" }, icon("check"), empty);
   const cell = (content, index) =>
     h(
@@ -80,7 +80,7 @@ export function table({ caption, columns, rows, empty, name }) {
     );
   return h(
     "table",
-    { role: "table", class: "rows", id: name },
+    { role: "table", class: narrow ? "rows" : "rows wide-rows", id: name },
     h("caption", {}, caption),
     h(
       "thead",

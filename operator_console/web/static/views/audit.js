@@ -13,7 +13,7 @@ export function audit({ me, trail }) {
     key: `${trail.found.lines.length - index}`,
     cells: [moment(line.at), line.who, line.did, line.got],
   }));
-  const columns = [["When", "name"], ["Who"], ["Did"], ["Outcome"]];
+  const columns = [["When", "name short"], ["Who"], ["Did"], ["Outcome"]];
   return [
     title,
     h("p", { class: "lead" }, "Sign-ins and orders of this console. fedqueue audit joins it with everything else that was done."),

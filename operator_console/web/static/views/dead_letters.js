@@ -9,12 +9,12 @@ export function deadLetters({ me, letters }) {
   if (letters.failure) return [title, card(null, {}, h("p", { class: "empty" }, letters.failure))];
   if (!letters.found) return [title, card(null, {}, h("p", { class: "muted" }, "Asking the broker…"))];
   const operator = me.role === "operator";
-  const columns = [["Letter", "name"], ["Institution"], ["Why it was refused"], ["Size", "number"], ["Since"], ...(operator ? [["Action"]] : [])];
+  const columns = [["Letter", "name"], ["Institution"], ["Why it was refused"], ["Size", "number"], ["Since", "short"], ...(operator ? [["Action"]] : [])];
   const rows = letters.found.letters.map((each) => ({
     key: each.handle,
     cells: [
       [h("code", {}, each.handle), h("span", { class: "remark" }, each.kind)],
-      each.institution,
+      h("span", { class: "reason" }, each.institution),
       h("span", { class: "reason" }, each.reason),
       [bytes(each.bytes), parts(each)],
       moment(each.at_ms),

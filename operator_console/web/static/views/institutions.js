@@ -15,8 +15,8 @@ export function institutions({ state, me, drift }) {
     ["Updates", "number"],
     ["Weight received and data share"],
     ["ε burned"],
-    ["Waiting in queue", "number"],
-    ["Last update"],
+    ["In its queue", "number"],
+    ["Last update", "short"],
     ...(operator && state.run.phase !== "finished" ? [["Action"]] : []),
   ];
   const rows = all.map((each) => {
@@ -35,7 +35,18 @@ export function institutions({ state, me, drift }) {
   return [
     h("h1", { tabindex: "-1" }, "Institutions"),
     card(null, {}, PAIR_LEGEND(), table({ caption: "The institutions and what they give", columns, rows, empty: "No institution was admitted yet.", name: "institutions" })),
+    queues(state.queues),
   ];
+}
+
+/** How much waits at the broker, fullest first. */
+function queues(depths) {
+  if (!depths) return card(null, {}, h("p", { class: "muted" }, "The broker's management API does not answer, so nobody knows how much waits in the queues."));
+  const fullest = Object.entries(depths).sort(([one, few], [other, more]) => more - few || one.localeCompare(other));
+  const rows = fullest.map(([name, depth]) => ({ key: name, cells: [name, depth.toLocaleString("en")] }));
+  const columns = [["Queue or stream", "name"], ["Messages", "number"]];
+  const found = table({ caption: "Messages in all queues and streams", columns, rows, empty: "There are none.", name: "queues", narrow: true });
+  return card(null, {}, h("details", {}, h("summary", {}, "All queues of the broker"), found));
 }
 
 function remarks(each) {

@@ -30,7 +30,7 @@ function runOrders(run) {
   );
 }
 
-function attention({ run }) {
+function attention({ run, institutions }) {
   const told = [run.attention, ...run.warnings].filter(Boolean);
   if (!told.length) {
     const text = run.phase === "finished" ? "The run has finished. Nothing needs attention." : "Nothing needs attention.";
@@ -45,12 +45,17 @@ function attention({ run }) {
       {},
       h("p", { class: "attention-title" }, "Needs attention"),
       told.map((sentence) => h("p", {}, sentence)),
-      run.attention && h("a", { href: lookAt(run) }, "Look at it"),
+      lookAt(run, institutions),
     ),
   );
 }
 
-const lookAt = (run) => (run.attention.includes("fl.dlq") ? "#dead-letters" : "#institutions");
+/** The way to the view that tells more, where one does. */
+function lookAt({ attention }, institutions) {
+  const about = attention ?? "";
+  const place = /dead.letter|fl\.dlq/.test(about) ? "#dead-letters" : institutions.some((each) => about.includes(each.id)) ? "#institutions" : null;
+  return place && h("a", { href: place }, "Look at it");
+}
 
 function tiles({ run, metrics, institutions, versions }, drift, name) {
   const latest = metrics.points.at(-1)?.values[name];
@@ -156,5 +161,5 @@ function newest({ versions, metrics }, name) {
     cells: [h("a", { href: `#versions/${each.version}` }, each.version), figure(figures.get(each.version)), madeOf(each), duration(each.seconds)],
   }));
   const columns = [["Version", "name"], [metricName(name), "number"], ["Updates of"], ["After", "number"]];
-  return card(null, { class: "wide" }, table({ caption: "The newest versions", columns, rows, empty: "No version was made yet.", name: "newest" }));
+  return card(null, { class: "wide" }, table({ caption: "The newest versions", columns, rows, empty: "No version was made yet.", name: "newest", narrow: true }));
 }

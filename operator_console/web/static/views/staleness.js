@@ -38,5 +38,5 @@ function figures(bins, all) {
     cells: [versions, count, [bar(count / all, percent(count / all)), h("span", { class: "remark" }, percent(count / all))]],
   }));
   const columns = [["Staleness", "number"], ["Updates", "number"], ["Share"]];
-  return table({ caption: "Updates by staleness, in versions", columns, rows, empty: "", name: "staleness" });
+  return table({ caption: "Updates by staleness, in versions", columns, rows, empty: "", name: "staleness", narrow: true });
 }

@@ -29,7 +29,7 @@ function list({ state, figureName }, chosen) {
   return card(
     null,
     { class: "lineage-list" },
-    table({ caption: "The newest versions; choose one to see what it is made of", columns, rows, empty: "No version was made yet.", name: "versions" }),
+    table({ caption: "The newest versions; choose one to see what it is made of", columns, rows, empty: "No version was made yet.", name: "versions", narrow: true }),
   );
 }
 
