@@ -88,6 +88,19 @@ def test_a_system_without_node_and_apt_gets_one_sentence(clone: Path, bare_path:
     )
 
 
+def test_a_system_without_prometheus_and_apt_leaves_its_tests_out_unless_they_are_demanded(clone: Path, bare_path: Path) -> None:
+    left_out = script("prometheus", clone, PATH=str(bare_path))
+    demanded = script("prometheus", clone, PATH=str(bare_path), CI="true")
+
+    assert (left_out.returncode, left_out.stderr) == (0, "")
+    assert left_out.stdout == (
+        "The tests of the monitoring with a real Prometheus are left out: "
+        "they take prometheus and promtool, and this system has no apt-get.\n"
+    )
+    assert (demanded.returncode, demanded.stdout) == (1, "")
+    assert demanded.stderr.startswith("set-up stopped: the tests of the monitoring are demanded, and they take prometheus")
+
+
 def test_what_npm_is_to_install_has_one_exact_version_a_hash_and_no_address() -> None:
     lock = json.loads((PROJECT / "examples" / "node" / "package-lock.json").read_text())
     installed = {name: each for name, each in lock["packages"].items() if name}
