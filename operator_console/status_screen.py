@@ -40,7 +40,9 @@ def completed(view: ViewState, around: Around, now: datetime, best: Mapping[str,
 
 def attention_of(view: ViewState, around: Around) -> str | None:
     """The one thing that an operator should look at first."""
-    return attention(view, dead_letters=(around.depths or {}).get(DEAD_LETTERS), aggregators=around.aggregators)
+    depths, queue = around.depths or {}, update_queue("")
+    waiting = sum(depth for name, depth in depths.items() if name.startswith(queue))
+    return attention(view, dead_letters=depths.get(DEAD_LETTERS), aggregators=around.aggregators, waiting=waiting)
 
 
 def by_urgency(rows: tuple[Row, ...]) -> tuple[Row, ...]:

@@ -29,6 +29,8 @@ State = Literal[
 SILENT_AFTER_SECONDS = 10.0
 SILENT_AFTER_PACES = 5.0
 """An institution is silent after so many of its usual intervals between updates, and never sooner than the seconds."""
+STANDSTILL_SECONDS = 30.0
+"""Where updates wait and nothing is settled for longer, something is wrong with the aggregator."""
 SLOW_PACE = 4.0
 """How many times the usual interval of all makes one slow."""
 
@@ -195,22 +197,42 @@ def _standing(part: Part, history: History) -> State | None:
     return None
 
 
-def attention(view: ViewState, *, dead_letters: int | None = None, aggregators: int | None = None) -> str | None:
+def attention(
+    view: ViewState, *, dead_letters: int | None = None, aggregators: int | None = None, waiting: int | None = None
+) -> str | None:
     """The one thing that an operator should look at first; None where all is well.
 
-    `aggregators` are those that wait or lead at the broker, None where nobody could tell.
+    `aggregators` are those that wait or lead at the broker, `waiting` the messages in the update queues; None where nobody could
+    tell. Dead letters come last: they delay nobody.
     """
-    by_state: dict[str, list[Row]] = {}
-    for row in view.rows:
-        by_state.setdefault(row.state, []).append(row)
     if view.phase == "paused":
         return f"The run is paused: {view.phase_reason or 'no reason was given'}."
-    if aggregators == 0 and view.phase == "running":
+    first = None if view.phase == "finished" else _standstill(view, aggregators, waiting) or _of_rows(view.rows)
+    return first or _refused(dead_letters)
+
+
+def _standstill(view: ViewState, aggregators: int | None, waiting: int | None) -> str | None:
+    """Why nothing at all goes on, where that is so."""
+    if aggregators == 0:
         return "No aggregator is at the broker, so nothing is folded: start fedqueue-aggregator, or read its log."
-    if dead_letters:
-        return f"{dead_letters} messages lie in fl.dlq; each says in its header `refused` why."
-    if view.phase == "finished":
+    idle_seconds = min((row.seconds_since_last for row in view.rows if row.seconds_since_last is not None), default=0.0)
+    if waiting and idle_seconds > STANDSTILL_SECONDS:
+        return f"{waiting} messages wait, and nothing was committed for {idle_seconds:.0f} s: the aggregator's log says why."
+    return None
+
+
+def _refused(dead_letters: int | None) -> str | None:
+    if not dead_letters:
         return None
+    lie = "1 message lies" if dead_letters == 1 else f"{dead_letters} messages lie"
+    return f"{lie} in fl.dlq; fedqueue dead-letters list says why."
+
+
+def _of_rows(rows: Sequence[Row]) -> str | None:
+    """Whose state needs attention, the most pressing first."""
+    by_state: dict[str, list[Row]] = {}
+    for row in rows:
+        by_state.setdefault(row.state, []).append(row)
     for state, meaning in (
         ("killed", "was killed and has not come back"),
         ("silent", "has given no update for long; look at its log and its queue"),
@@ -222,7 +244,7 @@ def attention(view: ViewState, *, dead_letters: int | None = None, aggregators: 
             first, *more = by_state[state]
             told = f"{first.institution} {meaning.format(standing=first.standing)}"
             return told + (f" ({len(more)} more like it)." if more else "" if told.endswith("?") else ".")
-    return _not_folded(view.rows)
+    return _not_folded(rows)
 
 
 def _not_folded(rows: Sequence[Row]) -> str | None:

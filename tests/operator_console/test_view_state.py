@@ -143,10 +143,10 @@ def test_nothing_needs_attention_in_a_run_that_goes_well(calm: ViewState):
     assert attention(calm, dead_letters=0) is None
 
 
-def test_a_paused_run_comes_before_dead_letters_and_those_before_a_killed_bank(calm: ViewState):
+def test_a_paused_run_comes_before_a_killed_bank_and_that_before_dead_letters(calm: ViewState):
     killed = replace(calm, rows=(replace(calm.rows[0], state="killed"), *calm.rows[1:]))
     assert attention(killed) == "bank-a was killed and has not come back."
-    assert "2 messages lie in fl.dlq" in (attention(killed, dead_letters=2) or "")
+    assert attention(killed, dead_letters=2) == attention(killed)
     assert attention(replace(killed, phase="paused", phase_reason="looking"), dead_letters=2) == "The run is paused: looking."
 
 
@@ -168,3 +168,20 @@ def test_strikes_are_read_from_the_table():
 def test_an_institution_whose_updates_are_mostly_refused_needs_attention(calm: ViewState):
     refused = replace(calm, rows=(*calm.rows[:2], replace(calm.rows[2], updates=4, refused=7)))
     assert "bank-c: 7 of its updates were not folded" in (attention(refused) or "")
+
+
+def test_a_standstill_is_the_first_thing_and_dead_letters_are_the_last():
+    history = run({"bank-a": [1, 2], "bank-b": [1, 2], "bank-c": [1, 2]})
+    calm, late = view_of(history, SHOWN, now_ms=4000), view_of(history, SHOWN, now_ms=60_000)
+    assert attention(calm) is None
+    assert attention(calm, dead_letters=1) == "1 message lies in fl.dlq; fedqueue dead-letters list says why."
+    assert (attention(calm, dead_letters=2) or "").startswith("2 messages lie")
+    assert attention(calm, dead_letters=2, aggregators=1, waiting=5) == attention(calm, dead_letters=2)
+    assert (attention(late, dead_letters=2) or "").startswith("bank-a has given no update for long")
+    assert (attention(late, dead_letters=2, aggregators=1, waiting=5) or "").startswith(
+        "5 messages wait, and nothing was committed for 58 s"
+    )
+    assert (attention(late, dead_letters=2, aggregators=0, waiting=5) or "").startswith("No aggregator is at the broker")
+    over = view_of(run({"bank-a": [1]}, phase="finished"), SHOWN, now_ms=90_000)
+    assert attention(over, aggregators=0, waiting=5) is None
+    assert (attention(over, dead_letters=2, aggregators=0) or "").startswith("2 messages lie")
