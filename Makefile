@@ -36,8 +36,10 @@ test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4
 	@setup/axe
 	@setup/prometheus
 	@setup/extras
-	.venv/bin/pytest -m 'long and not compose and not extras'
+	@setup/extras wandb
+	.venv/bin/pytest -m 'long and not compose and not extras and not wandb'
 	build/extras-env/bin/python -m pytest -m extras
+	build/wandb-env/bin/python -m pytest -m wandb
 	setup/test-rabbitmq4
 
 faults: setup ## torment a federation on three broker nodes, then check what it left behind (SEED=1 FAULTS=200)

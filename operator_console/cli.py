@@ -34,6 +34,7 @@ from operator_console.sent_command import sent
 from operator_console.simulate_command import simulate
 from operator_console.status import status
 from operator_console.sweep_command import sweep
+from operator_console.track_command import track
 from shared.command_page import GroupPage, lay_out
 from shared.logs import configure
 from shared.outermost import run_program
@@ -103,7 +104,7 @@ COMMANDS = {
     FOUND: (new, init),
     OPERATE: (status, console, logs, doctor, audit, pause, resume, stop),
     PEOPLE: (sent,),
-    MODEL: (predict, replay, roll_back),
+    MODEL: (predict, track, replay, roll_back),
     KEEP: (backup, restore, republish),
     TRY: (demo, simulate, sweep, report),
 }

@@ -88,6 +88,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "lineage verify": ("fedqueue lineage verify",),
     "lineage show": ("fedqueue lineage show 12",),
+    "track": (
+        "fedqueue track --to tensorboard --out tracked",
+        "fedqueue track --to mlflow --out tracked --once",
+        "fedqueue track --to wandb --dir runs/first --out tracked",
+    ),
     "backup": ("fedqueue backup federation.backup --passphrase-file passphrase",),
     "restore": ("fedqueue restore federation.backup --dir federation --passphrase-file passphrase",),
     "republish": ("fedqueue republish --dir federation",),

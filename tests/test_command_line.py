@@ -83,7 +83,7 @@ def test_every_command_says_what_it_does_and_shows_examples_that_can_be_typed(wo
 
 def test_the_examples_of_a_group_that_is_a_command_itself_can_be_typed() -> None:
     examples = examples_of(PROGRAMS["fedqueue-client"].epilog)
-    assert len(examples) == 2
+    assert len(examples) >= 2
     for example in examples:
         parse(example)
 
