@@ -91,10 +91,9 @@ def test_a_dead_letter_is_shown_with_its_reason_and_markup_of_strangers_stays_te
     row = seen.page.locator("#dead-letters tbody tr", has_text="cedar-bank").first
     expect(row.locator(".reason")).to_have_text(reason)
     expect(row).to_contain_text("2.9 KiB")
-    expect(seen.page.locator("#letters-count")).not_to_be_empty()
+    expect(seen.page.locator("#letters-count")).to_have_text("1")
     assert seen.page.locator("#view img, #view script").count() == 0
     seen.go("Overview")
-    expect(seen.page.locator("#attention")).to_contain_text("lie in fl.dlq")
     assert "owned" not in seen.page.title()
     seen.picture("dead-letter-light", full=False)
 

@@ -14,7 +14,7 @@ export function deadLetters({ me, letters }) {
     key: each.handle,
     cells: [
       [h("code", {}, each.handle), h("span", { class: "remark" }, each.kind)],
-      h("span", { class: "reason" }, each.institution),
+      h("span", { class: "stranger" }, each.institution),
       h("span", { class: "reason" }, each.reason),
       [bytes(each.bytes), parts(each)],
       moment(each.at_ms),
