@@ -53,7 +53,7 @@ class Bank:
 
 
 def dry_run(config: Path) -> str:
-    done = CliRunner().invoke(cli.app, ["--config", str(config), "--dry-run"], env={"COLUMNS": "400"}, catch_exceptions=False)
+    done = CliRunner().invoke(cli.app, ["--config", str(config), "--dry-run"], env={"COLUMNS": "300"}, catch_exceptions=False)
     assert done.exit_code == 0
     return done.output
 

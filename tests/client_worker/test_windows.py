@@ -1,7 +1,7 @@
 """Training windows by hand: weekdays, nights, and the two nights of 2027 on which Vienna changes its clocks."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -195,3 +195,10 @@ def test_a_training_that_has_begun_is_finished_and_sent_after_its_window_has_clo
         assert scene.work.ledger.totals.reservations == 1
     finally:
         scene.close()
+
+
+def test_what_the_kits_settings_offer_can_be_taken_as_it_stands():
+    template = Path(__file__).parents[2] / "operator_console" / "settings_templates" / "client.toml.j2"
+    offered = [line.removeprefix("# ") for line in template.read_text().split("# [schedule]")[1].split("\n\n")[0].splitlines()]
+    settings = load(ClientSettings, "\n".join([SETTINGS, "[schedule]", *offered]), path=PurePath("client.toml"))
+    assert (len(settings.schedule.windows), settings.limits.nice) == (2, 10)
