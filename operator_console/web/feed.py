@@ -102,8 +102,7 @@ class Feed:
             silent_seconds=None if self.connected else time.monotonic() - self._heard_at,
             trouble=self._trouble,
             reading=time.monotonic() - self._connected_at < READING_SECONDS,
-            depths=self._around.depths,
-            aggregators=self._around.aggregators,
+            seen=self._around,
             events=self._events,
             warnings=self._warnings,
         )

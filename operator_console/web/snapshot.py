@@ -1,7 +1,7 @@
 """What every browser is shown, as one JSON object, computed once for all of them. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
@@ -9,8 +9,9 @@ from aggregator_worker.roll_back import rolled_back
 from broker_config.topology import DEAD_LETTERS, update_queue
 from operator_console.events import Event
 from operator_console.history import History, Link
+from operator_console.status_screen import Around, attention_of
 from operator_console.summary import best_version
-from operator_console.view_state import Row, Shown, ViewState, attention, view_of
+from operator_console.view_state import Row, Shown, ViewState, view_of
 from operator_console.web.course import Course, rounded
 
 SCHEMA = 1
@@ -24,7 +25,7 @@ Snapshot = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a snapshot needs beside the lineage. `depths` and `aggregators` are None where the management API does not answer.
+    """What a snapshot needs beside the lineage. `seen` is what the management API and the folder tell.
 
     `silent_seconds` is None while the broker answers; `trouble` says why it does not. `reading` says that it has just begun to
     answer. `warnings` are of certificates.
@@ -35,8 +36,7 @@ class Surroundings:
     silent_seconds: float | None = None
     trouble: str = ""
     reading: bool = False
-    depths: Mapping[str, int] | None = None
-    aggregators: int | None = None
+    seen: Around = field(default_factory=Around)
     events: Sequence[Event] = ()
     warnings: Sequence[str] = ()
 
@@ -44,25 +44,25 @@ class Surroundings:
 def snapshot_of(course: Course, around: Surroundings) -> Snapshot:
     """The run as far as it was read; while the broker is silent, as it stood when it fell silent."""
     seen_ms = around.now_ms - round(1000 * (around.silent_seconds or 0))
-    dead_letters = None if around.depths is None else around.depths.get(DEAD_LETTERS, 0)
+    depths = around.seen.depths
     found = {
         "schema": SCHEMA,
         "at_ms": around.now_ms,
         "connected": around.silent_seconds is None,
         "silent_seconds": round(around.silent_seconds or 0.0, 1),
-        "queues": None if around.depths is None else dict(around.depths),
-        "dead_letters": dead_letters,
-        "aggregators": around.aggregators,
+        "queues": depths,
+        "dead_letters": None if depths is None else depths.get(DEAD_LETTERS, 0),
+        "aggregators": around.seen.aggregators,
     }
     if course.history.head is None:
         return found | _empty(around)
     view = view_of(course.history, around.shown, now_ms=seen_ms, events=around.events)
-    first = attention(view, dead_letters=dead_letters, aggregators=around.aggregators)
+    first = _urgent(around) or attention_of(view, around.seen)
     return found | {
-        "attention": _urgent(around) or first,
-        "run": _run(course.history, view) | {"attention": _urgent(around) or first, "warnings": list(around.warnings)},
+        "attention": first,
+        "run": _run(course.history, view) | {"attention": first, "warnings": list(around.warnings)},
         "metrics": _metrics(course, around.shown.metric),
-        "institutions": list(_institutions(course.history, view.rows, around.depths)),
+        "institutions": list(_institutions(course.history, view.rows, depths)),
         "staleness": {str(value): count for value, count in sorted(course.stalenesses.items())},
         "versions": list(islice(_versions(course), SHOWN_VERSIONS)),
         "events": list(view.events[-SHOWN_EVENTS:]),

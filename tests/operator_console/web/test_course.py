@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from operator_console.status_screen import Around
 from operator_console.view_state import Shown
 from operator_console.web.course import Course
 from operator_console.web.snapshot import Surroundings, snapshot_of, without_clocks
@@ -168,13 +169,13 @@ def test_before_there_is_a_run_the_page_says_what_to_do():
 
 def test_queues_dead_letters_and_warnings_are_told_and_their_absence_too():
     name = BY_PSEUDONYM[BANKS[0]]
-    snapshot = told(course_of(5), depths={f"fl.upd.{name}": 7, "fl.dlq": 2}, warnings=["a certificate ends"])
+    snapshot = told(course_of(5), seen=Around({f"fl.upd.{name}": 7, "fl.dlq": 2}), warnings=["a certificate ends"])
     rows = {row["id"]: row["waiting_messages"] for row in snapshot["institutions"]}
     assert rows[name] == 7
     assert (snapshot["dead_letters"], snapshot["queues"]["fl.dlq"]) == (2, 2)
     assert snapshot["run"]["warnings"] == ["a certificate ends"]
-    assert "2 messages lie in fl.dlq" in snapshot["attention"]
-    assert told(course_of(5), aggregators=0)["attention"].startswith("No aggregator is at the broker")
+    assert snapshot["attention"].startswith("7 messages wait, and nothing was committed for ")
+    assert told(course_of(5), seen=Around(aggregators=0))["attention"].startswith("No aggregator is at the broker")
     without = told(course_of(5))
     assert (without["queues"], without["dead_letters"]) == (None, None)
 
