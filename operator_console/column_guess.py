@@ -135,29 +135,28 @@ def _numeric(name: str, values: Sequence[float], *, has_missing: bool) -> Numeri
     if {low, high} == {0.0, 1.0} and set(values) == {0.0, 1.0}:
         return NumericDraft(name, -1, 1, has_missing=has_missing, comment="0 or 1; the range puts 0 in the middle")
     log = low >= 0 and high > MANY_TIMES * max(median(values), 1e-9) and high > 1
-    return NumericDraft(name, rounded_down(low), rounded_up(high), log=log, has_missing=has_missing)
+    return NumericDraft(name, *rounded_outwards(low, high, log=log), log=log, has_missing=has_missing)
 
 
-def rounded_up(value: float) -> float:
-    """The next number of one or two digits, 1, 1.5, 2, 3, 4, 5, 6, 8 or 10 times a power of ten."""
-    if value <= 0:
-        return -rounded_down(-value)
-    return _step(value, up=True)
+def rounded_outwards(low: float, high: float, *, log: bool = False) -> tuple[float, float]:
+    """A range that holds both ends, in steps of about a tenth of it; for a logarithm in steps of each end's own size."""
+    down, up = (_power(low), _power(high)) if log else (_step(high - low),) * 2
+    return _tidy(math.floor(low / down) * down if down else low), _tidy(math.ceil(high / up) * up if up else high)
 
 
-def rounded_down(value: float) -> float:
-    """As `rounded_up`, downwards; 0 for a small positive number beside nothing else."""
-    if value < 0:
-        return -rounded_up(-value)
-    return _step(value, up=False)
+def _step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, at least a tenth of the span."""
+    return next(step for step in (factor * _power(span / 10) for factor in (1, 2, 5, 10)) if step >= span / 10 * (1 - 1e-9))
 
 
-def _step(value: float, *, up: bool) -> float:
-    if value == 0:
-        return 0.0
-    power = 10.0 ** math.floor(math.log10(value))
-    steps = [float(f"{step * power:.6g}") for step in (0.8, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15)]
-    return min(step for step in steps if step >= value) if up else max(step for step in steps if step <= value)
+def _power(value: float) -> float:
+    """The power of ten at or below a number; 0 of 0."""
+    return 10.0 ** math.floor(math.log10(value)) if value > 0 else 0.0
+
+
+def _tidy(value: float) -> float:
+    """Without what floating point leaves behind the twelfth digit."""
+    return float(f"{value:.12g}")
 
 
 def _label(name: str, cells: Sequence[str], source: str) -> LabelDraft:
@@ -169,7 +168,8 @@ def _label(name: str, cells: Sequence[str], source: str) -> LabelDraft:
         positive, negative = _positive_first(distinct)
         return LabelDraft(name, "binary", positive, negative, base_rate=_share(distinct[positive] / len(values)))
     if numbers is not None and len(distinct) > MOST_CATEGORIES:
-        return LabelDraft(name, "regression", minimum=rounded_down(min(numbers)), maximum=rounded_up(max(numbers)))
+        low, high = rounded_outwards(min(numbers), max(numbers))
+        return LabelDraft(name, "regression", minimum=low, maximum=high)
     if len(distinct) <= MOST_CATEGORIES:
         return LabelDraft(name, "multiclass", classes=tuple(sorted(distinct)))
     raise DataError(

@@ -1,14 +1,22 @@
 """`fedqueue new`: what it writes is a project that works, and what it reads out of a CSV file is told."""
 
+import json
+import os
+import re
+import signal
 import stat
+import subprocess
+import sys
 import tomllib
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from operator_console.cli import app
-from operator_console.column_guess import guess, rounded_down, rounded_up
+from operator_console.column_guess import guess, rounded_outwards
 from operator_console.made_up_rows import invoices
 from shared.errors import DataError, SettingsError
 from shared.tasks.spec import parse_task
@@ -122,7 +130,7 @@ def test_each_kind_of_label_is_known_by_its_values():
 
 def test_skewed_amounts_are_scaled_by_their_logarithm_and_empty_cells_are_an_input():
     amounts = guess({"amount": ["", *column(*([5] * 20)), "9000"], "y": ["a", "b"] * 11}, "y", source="f").numeric[0]
-    assert (amounts.log, amounts.has_missing, amounts.minimum, amounts.maximum) == (True, True, 5, 10000)
+    assert (amounts.log, amounts.has_missing, amounts.minimum, amounts.maximum) == (True, True, 5, 9000)
 
 
 def test_a_repeated_id_may_be_a_person_and_that_is_told():
@@ -145,8 +153,101 @@ def test_what_no_task_can_be_made_of_is_refused(here):
 
 
 @pytest.mark.parametrize(
-    ("value", "down", "up"),
-    [(0, 0, 0), (1234, 1000, 1500), (1900, 1500, 2000), (7, 6, 8), (0.034, 0.03, 0.04), (-1234, -1500, -1000)],
+    ("low", "high", "log", "span"),
+    [
+        (0, 1893, False, (0, 2000)),
+        (2006, 2014, False, (2006, 2014)),
+        (0.034, 0.97, False, (0, 1)),
+        (-12, 31, False, (-15, 35)),
+        (1, 5, False, (1, 5)),
+        (5, 9000, True, (5, 9000)),
+        (1234, 987654, True, (1000, 1000000)),
+        (0, 47, True, (0, 50)),
+    ],
 )
-def test_ranges_are_rounded_outwards(value, down, up):
-    assert (rounded_down(value), rounded_up(value)) == (down, up)
+def test_ranges_are_rounded_outwards_by_their_width(low, high, log, span):
+    """A year is known to the year; of an amount that is scaled by its logarithm each end counts by its own size."""
+    assert rounded_outwards(low, high, log=log) == span
+
+
+@pytest.mark.parametrize("kind", ["tabular", "torch"])
+def test_the_simulator_learns_from_a_project_as_it_is(here, monkeypatch, kind):
+    new(f"a-{kind}", "--task", kind)
+    monkeypatch.chdir(here / f"a-{kind}")
+    monkeypatch.syspath_prepend(str(here / f"a-{kind}"))
+    said = CliRunner().invoke(app, ["simulate", "scenario.toml", "--json"], catch_exceptions=False)
+    found = {each["name"]: each["final"]["metrics"]["auc"] for each in json.loads(said.stdout)["plans"]}
+    assert found["epsilon 3"] > 0.75
+    assert found["no noise"] > 0.8
+
+
+def commands(readme):
+    """What the README tells to type, in its order."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", readme.read_text(), re.MULTILINE | re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.long
+@pytest.mark.rabbitmq
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("kind", ["tabular", "torch", "own csv"])
+def test_the_commands_of_the_readme_bring_up_a_federation_and_predict(here, soon, kind, installation):
+    """In a clean folder, as they stand there; only the broker and the workers run beside the rest."""
+    words = ["--task", "torch"] if kind == "torch" else []
+    if kind == "own csv":
+        (here / "customers.csv").write_text(own_csv(1500))
+        words = ["--from", "customers.csv", "--label", "churned"]
+    new("trial", *words)
+    folder, done = here / "trial", []
+    with ExitStack() as stack:
+        shell = Shell(folder, stack)
+        for command in commands(folder / "README.md"):
+            if command == "export PYTHONPATH=$PWD":
+                shell.environment["PYTHONPATH"] = str(folder)
+            elif command in ("fedqueue broker up", "sh workers.sh"):
+                shell.begin(command)
+                assert soon((folder / "federation" / "broker.json").exists, 90)
+            elif command == "fedqueue status --watch":
+                assert soon(lambda: '"phase": "finished"' in shell.run("fedqueue status --json").stdout, 180), logs(folder)
+            else:
+                result = shell.run(command)
+                assert result.returncode == 0, (command, result.stdout, result.stderr)
+                done.append((command, result.stdout))
+    assert [each.returncode for each in shell.running] == [0, 0]
+    assert all(output.startswith("ok: ") for command, output in done if command.endswith("--check"))
+    assert "rows with a label: auc 0." in done[-1][1]
+    assert len((folder / "predictions.csv").read_text().splitlines()) == len((folder / "held_out.csv").read_text().splitlines())
+    assert "# Model card" in (folder / "model.md").read_text()
+
+
+class Shell:
+    """A person's terminals in a folder; what runs on ends with the stack, by what Ctrl-C sends."""
+
+    def __init__(self, folder, stack):
+        without = {name: value for name, value in os.environ.items() if name not in ("AMQP_URL", "MANAGEMENT_URL")}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**without, "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.running = []
+        self._folder, self._stack = folder, stack
+
+    def run(self, command):
+        return subprocess.run(
+            command, shell=True, cwd=self._folder, env=self.environment, capture_output=True, text=True, timeout=120
+        )
+
+    def begin(self, command):
+        begun = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command}"], cwd=self._folder, env=self.environment, stdout=subprocess.DEVNULL
+        )
+        self._stack.callback(ended, begun)
+        self.running.append(begun)
+
+
+def ended(process):
+    """By what Ctrl-C sends."""
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+
+
+def logs(folder):
+    return {file.name: file.read_text()[-500:] for file in (folder / "logs").iterdir()}
