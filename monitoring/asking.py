@@ -28,7 +28,9 @@ class Answer:
 def ask_ready(settings: MonitoringSettings) -> Answer:
     """Whether the worker with these settings is ready, and why not. Raises SettingsError where it answers nobody."""
     if settings.listen is None:
-        raise SettingsError('--ready asks the worker at monitoring.listen: set it in both, as listen = "127.0.0.1:9464"')
+        raise SettingsError(
+            '--ready asks the worker at monitoring.listen, and its settings name none: listen = "127.0.0.1:9464" is one'
+        )
     host, port = split_address(settings.listen)
     connection = http.client.HTTPConnection(_EVERYWHERE.get(host, host), port, timeout=PATIENCE_SECONDS)
     try:

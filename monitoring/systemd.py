@@ -49,15 +49,12 @@ class Supervision:
 
     def tell(self) -> None:
         """Whatever is news, and that it lives. What was ready once stays so for systemd, which knows no way back."""
-        condition, news = self.vitals.now(), []
-        if condition.ready and not self._was_ready:
-            self._was_ready = True
-            news.append("READY=1")
+        condition = self.vitals.now()
         status = condition.reason if condition.ready else f"not ready: {condition.reason}"
-        if status != self._status:
-            self._status = status
-            news.append(f"STATUS={' '.join(status.split())}")
-        self._send(news)
+        news = ["READY=1"] if condition.ready and not self._was_ready else []
+        news += [f"STATUS={' '.join(status.split())}"] if status != self._status else []
+        if self._send(news):
+            self._was_ready, self._status = self._was_ready or condition.ready, status
         self.tell_alive()
 
     def tell_alive(self) -> None:
@@ -73,9 +70,10 @@ class Supervision:
         """The worker was asked to end, and does what it must before."""
         self._send(["STOPPING=1", "STATUS=ending"])
 
-    def _send(self, news: list[str]) -> None:
+    def _send(self, news: list[str]) -> bool:
+        """Whether it is there; what is not, for a socket that is full or gone, is news again at the next tick."""
         if not news:
-            return
+            return True
         address = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
@@ -85,6 +83,8 @@ class Supervision:
             if not self._unheard:
                 log.warning("the service manager cannot be told", address=self.address, reason=str(error))
             self._unheard = True
+            return False
+        return True
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from broker_config import authority as authority_module
 from broker_config.authority import Authority, write_issued
 from broker_config.connection import ConnectionSettings, address, connect
-from broker_config.tls import TlsFiles
+from broker_config.tls import TlsFiles, readable_expiry
 from broker_config.topology import MODEL
 from campaigns.tcp_proxy import TcpProxy
 from shared.broker import Message
@@ -62,6 +62,24 @@ def locked_key(own: Path) -> None:
     locked = serialization.BestAvailableEncryption(b"word")
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
     (own / "key.pem").write_bytes(pem)
+
+
+def test_the_end_of_a_certificate_is_read_anew_and_is_not_known_while_it_cannot_be_read(own) -> None:
+    files, authority = files_of(own), Authority.open(own.parent / "ca")
+    first = readable_expiry(files)
+    assert first is not None
+    assert timedelta(0) < first - datetime.now(UTC)
+
+    write_issued(own, authority.issue("bank-a", days=7), authority.certificate)
+    renewed = readable_expiry(files)
+    assert renewed is not None
+    assert timedelta(days=6) < renewed - datetime.now(UTC) < timedelta(days=7)
+
+    (own / "certificate.pem").write_bytes(b"half of")
+    assert readable_expiry(files) is None
+    (own / "certificate.pem").unlink()
+    assert readable_expiry(files) is None
+    assert readable_expiry(None) is None
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {

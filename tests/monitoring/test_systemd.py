@@ -129,6 +129,19 @@ def test_outside_of_a_service_nobody_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert threading.active_count() == before
 
 
+def test_what_was_not_heard_is_told_again(tmp_path: Path) -> None:
+    vitals = Vitals()
+    vitals.ready("greeted")
+    supervision = Supervision(str(tmp_path / "notify"), None, vitals)
+    supervision.tell()
+    late = NotifySocket(str(tmp_path / "notify"))
+    supervision.tell()
+    heard = late.everything()
+    late.close()
+
+    assert heard == ["READY=1", "STATUS=greeted"]
+
+
 def test_a_service_manager_that_is_gone_hurts_nobody(tmp_path: Path) -> None:
     supervision = Supervision(str(tmp_path / "nobody"), None, Vitals())
 
