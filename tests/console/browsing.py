@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,15 +26,21 @@ PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
+def _programs() -> Iterator[str]:
+    """Of the system, those that start: Ubuntu's is a script that asks for a snap."""
+    for program in filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        if subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0:
+            yield program
+
+
 @contextmanager
 def started_chromium() -> Iterator[Browser]:
-    """The system's Chromium; absent, a skip at a desk and a failure where it is demanded."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no Chromium: setup/chromium installs it")
-        pytest.skip("there is no Chromium: setup/chromium installs it")
+    """The system's Chromium, else Playwright's own; absent, a skip at a desk and a failure where it is demanded."""
     with sync_playwright() as playwright:
+        program = next(_programs(), playwright.chromium.executable_path)
+        if not Path(program).exists():
+            missing = "there is no Chromium: setup/chromium installs it"
+            pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
         browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
         yield browser
         browser.close()

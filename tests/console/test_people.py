@@ -12,6 +12,12 @@ from operator_console.web.server import Console, ServerOptions
 from tests.conftest import INSTITUTIONS
 from tests.console.federation import PASSWORDS, Federation
 
+TURN = """() => {
+    Object.defineProperty(document, "hidden", {configurable: true, get: () => %s});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+HIDE, SHOW = TURN % "true", TURN % "false"
+
 pytestmark = pytest.mark.rabbitmq
 
 
@@ -74,7 +80,9 @@ def test_a_lost_broker_is_said_in_words_until_it_is_back(visit, federation: Fede
                 link.refuse()
                 link.cut()
                 expect(seen.live).to_have_text("broker lost")
-                expect(seen.page.get_by_role("alert")).to_contain_text(re.compile(r"has lost the broker \d+ s ago"))
+                expect(seen.page.get_by_role("alert")).to_contain_text(
+                    re.compile(r"no connection to the broker.* Lost \d+ s ago")
+                )
                 seen.picture("broker-lost")
                 link.accept()
                 expect(seen.live).to_have_text("live", timeout=60_000)
@@ -117,3 +125,16 @@ def test_no_password_hash_or_secret_is_on_any_page_or_in_any_answer(visit, feder
     assert len(secrets) > len(INSTITUTIONS)
     everything = b"".join(bodies).decode(errors="replace") + seen.page.content()
     assert [secret for secret in secrets if secret and secret in everything] == []
+
+
+@pytest.mark.long
+def test_more_tabs_than_a_browser_has_lines_are_all_served_for_those_that_nobody_sees_let_theirs_go(visit):
+    seen = visit()
+    for _ in range(7):
+        before = seen.page
+        before.evaluate(HIDE)
+        seen.page = seen.context.new_page()
+        seen.page.goto(seen.url + "/")
+        expect(seen.live).to_have_text("live")
+    before.evaluate(SHOW)
+    expect(before.locator("#link")).to_have_text("live")

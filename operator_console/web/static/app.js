@@ -18,6 +18,12 @@ import { duration } from "./words.js";
 const VIEWS = { overview, institutions, staleness, "dead-letters": deadLetters, versions, audit };
 const NAMES = { overview: "Overview", institutions: "Institutions", staleness: "Staleness", "dead-letters": "Dead letters", versions: "Versions", audit: "Audit" };
 const shown = { me: null, state: null, view: "overview", argument: "", figureName: "", letters: {}, trail: {}, details: new Map(), drift: 0 };
+const LINKS = {
+  connecting: ["warn", "restarted", "connecting"],
+  live: ["ok", "training", "live"],
+  lost: ["bad", "silent", "reconnecting"],
+  "broker-lost": ["bad", "silent", "broker lost"],
+};
 const live = new Live(takeState, draw);
 const place = (id) => document.getElementById(id);
 
@@ -68,9 +74,9 @@ async function readVersion() {
 
 function draw() {
   if (!shown.me) return;
+  shown.drift = live.age + (shown.state?.silent_seconds ?? 0);
   drawLink();
   if (!shown.state) return;
-  shown.drift = live.age;
   if (!shown.state.run) return drawNothing(shown.state);
   const { run, dead_letters: letters, connected } = shown.state;
   const alarmed = run.attention || run.warnings.length || !connected;
@@ -97,27 +103,22 @@ function drawNothing({ attention }) {
 
 /** Whether what is shown is what is: the line to the console, and the console's line to the broker. */
 function drawLink() {
-  const age = duration(live.age);
   const brokerLost = shown.state && !shown.state.connected;
-  const [tone, sign, text] =
-    live.link === "connecting"
-      ? ["warn", "restarted", "connecting"]
-      : live.link === "lost"
-        ? ["bad", "silent", `reconnecting, data ${age} old`]
-        : brokerLost
-          ? ["bad", "silent", "broker lost"]
-          : ["ok", "training", "live"];
-  const pill = place("link");
-  pill.dataset.link = live.link === "live" && brokerLost ? "broker-lost" : live.link;
-  update(pill, h("span", {}, h("span", { class: `badge ${tone}` }, icon(sign), text)));
-  update(place("alarm"), h("div", {}, alarm(brokerLost)));
+  const kind = live.link === "live" && brokerLost ? "broker-lost" : live.link;
+  const [tone, sign, text] = LINKS[kind];
+  const age = kind === "lost" && unspoken(`, data ${duration(live.age)} old`);
+  place("link").dataset.link = kind;
+  update(place("link"), h("span", {}, h("span", { class: `badge ${tone}` }, icon(sign), text, age)));
+  update(place("alarm"), h("div", {}, alarm(kind)));
 }
 
-function alarm(brokerLost) {
-  const seconds = duration((shown.state?.silent_seconds ?? 0) + live.age);
-  if (live.link === "lost") return h("p", {}, icon("attention"), "The console's server does not answer. It is tried again on and on; until then this is what was last known.");
-  if (brokerLost) return h("p", {}, icon("attention"), `The console has lost the broker ${seconds} ago. It tries again on and on; until then this is what was last known.`);
-  return null;
+/** What changes every second is not read out every second. */
+const unspoken = (text) => h("span", { "aria-hidden": "true" }, text);
+
+function alarm(kind) {
+  if (kind === "lost") return h("p", {}, icon("attention"), h("span", {}, "The console's server does not answer. It is tried again on and on; until then this is what was last known."));
+  if (kind !== "broker-lost") return null;
+  return h("p", {}, icon("attention"), h("span", {}, shown.state.attention, unspoken(` Lost ${duration(shown.drift)} ago.`)));
 }
 
 function say({ good, text }) {

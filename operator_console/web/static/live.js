@@ -16,6 +16,16 @@ export class Live {
   start() {
     this.open();
     setInterval(() => this.age > QUIET_SECONDS && this.check(), 1000);
+    document.addEventListener("visibilitychange", () => this.turn());
+  }
+
+  /** A browser holds six lines to one host, so a tab that nobody sees lets its line go and asks now and then. */
+  turn() {
+    if (document.hidden) this.source.close();
+    else {
+      this.open();
+      this.check();
+    }
   }
 
   open() {
@@ -47,7 +57,7 @@ export class Live {
     this.checking = true;
     try {
       this.take(await fetchState());
-      if (this.source.readyState === EventSource.CLOSED) this.open();
+      if (this.source.readyState === EventSource.CLOSED && !document.hidden) this.open();
     } catch {
       this.become("lost");
     } finally {

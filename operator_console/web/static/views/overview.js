@@ -7,7 +7,7 @@ import { OUTCOMES, PHASES, ago, duration, figure, known, metricName, plural } fr
 export function overview({ state, me, drift, figureName }) {
   return [
     h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, "Overview"), me.role === "operator" && runOrders(state.run)),
-    attention(state),
+    state.connected && attention(state),
     happened(state),
     h("dl", { class: "tiles" }, tiles(state, drift, figureName)),
     h(
