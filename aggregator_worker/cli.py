@@ -131,6 +131,7 @@ lay_out(
         "aggregator": (
             "fedqueue-aggregator --config federation/aggregator.toml --check",
             "fedqueue-aggregator --config /etc/fedqueue/aggregator.toml",
+            "fedqueue-aggregator --config /etc/fedqueue/aggregator.toml --ready",
         )
     },
 )

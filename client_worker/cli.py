@@ -43,6 +43,7 @@ app = typer.Typer(
             "fedqueue-client --config institutions/north/client.toml --check",
             "fedqueue-client --config institutions/north/client.toml --dry-run",
             "fedqueue-client --config /etc/fedqueue/north/client.toml",
+            "fedqueue-client --config /etc/fedqueue/north/client.toml --ready",
         )
     ),
 )
