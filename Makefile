@@ -37,7 +37,7 @@ test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4
 	@setup/prometheus
 	@setup/extras
 	@setup/extras wandb
-	.venv/bin/pytest -m 'long and not compose and not extras and not wandb'
+	.venv/bin/pytest -m '(long or prometheus) and not compose and not extras and not wandb'
 	build/extras-env/bin/python -m pytest -m extras
 	build/wandb-env/bin/python -m pytest -m wandb
 	setup/test-rabbitmq4

@@ -80,6 +80,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {UPDATES_OF_NORTH: "1000x240", SPENT: "2.95x240"},
         [f'EpsilonNearlySpent",{NORTH},{INFO}'],
     ),
+    "a silent one has spent 93 % of its budget": (
+        {UPDATES_OF_NORTH: "1000x240", SPENT: "2.79x240"},
+        [SILENT, f'EpsilonNearlySpent",{NORTH},{INFO}'],
+    ),
     "a new leader does not know of the update that its predecessor settled 40 minutes ago": (
         {UPDATES_OF_NORTH: "0+60x200 stale"},
         [],
@@ -147,6 +151,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
 }
 
 
+@pytest.mark.prometheus
 @pytest.mark.parametrize("case", CASES)
 def test_what_fires_after_four_hours(case: str, tmp_path: Path) -> None:
     changes, firing = CASES[case]

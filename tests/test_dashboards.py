@@ -121,6 +121,7 @@ def test_every_figure_of_the_broker_exists_on_this_rabbitmq(private_node: Privat
     assert {name for name in used if name.startswith("rabbitmq_")} <= told
 
 
+@pytest.mark.prometheus
 def test_prometheus_reads_every_expression_of_the_dashboards(tmp_path: Path) -> None:
     asked = [
         {"record": f"drawn:{number}", "expr": expression.replace("$instance", "a:9464")}
@@ -135,6 +136,7 @@ def test_prometheus_reads_every_expression_of_the_dashboards(tmp_path: Path) -> 
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.prometheus
 def test_prometheus_accepts_its_settings_and_rules(tmp_path: Path) -> None:
     (tmp_path / "alerts.yml").write_text(RULES.read_text())
     settings = CONFIGURATION.read_text()

@@ -62,10 +62,10 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def program(name: str) -> str:
-    """Where Prometheus' program is; absent, a skip at a desk and a failure where it is demanded."""
+    """Where Prometheus' program is; absent, a skip. `make test-long` installs it first, and stops in CI where it cannot."""
     found = shutil.which(name)
     if found is None:
-        if os.environ.get("CI") or os.environ.get("FEDQUEUE_REQUIRE_PROMETHEUS"):
+        if os.environ.get("FEDQUEUE_REQUIRE_PROMETHEUS"):
             raise FileNotFoundError(f"{name} is not installed: run setup/prometheus")
         pytest.skip(f"{name} is not installed; setup/prometheus installs it")
     return found
