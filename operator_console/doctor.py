@@ -1,13 +1,13 @@
 """`fedqueue doctor`: what is wrong with a federation, and what to do about it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.doctor_checks import findings
@@ -30,13 +30,16 @@ def doctor(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "ok": healthy, "findings": [asdict(each) for each in found]}))
     else:
-        Console().print(_table(found))
+        console = Console()
+        for line in _lines(found):
+            console.print(line, soft_wrap=True)
     if not healthy:
         raise typer.Exit(1)
 
 
-def _table(found: Sequence[Finding]) -> Table:
-    table = Table("", "check", "what", "remedy", title="fedqueue doctor")
+def _lines(found: Sequence[Finding]) -> Iterator[Text]:
+    """What is wrong first, each with its remedy on a line of its own, never cut: it is there to be copied."""
     for each in sorted(found, key=lambda each: each.ok):
-        table.add_row("ok" if each.ok else "[bold red]![/]", each.name, each.what, each.remedy)
-    return table
+        yield Text.assemble(("ok " if each.ok else " ! ", "green" if each.ok else "bold red"), f"{each.name}: {each.what}")
+        if each.remedy:
+            yield Text(f"     {each.remedy}", style="yellow")

@@ -131,7 +131,11 @@ def _lineage(federation: FederationFolder, _logins: Logins) -> Iterator[Finding]
 def _leader(federation: FederationFolder, logins: Logins) -> Iterator[Finding]:
     with administration(logins) as management:
         consumers = int(management.queue(LEAD).get("consumers", 0))
-    if consumers:
+    with order_desk(federation) as desk:
+        over = desk.head.manifest.phase == "finished"
+    if over:
+        yield Finding("leader", True, "the run is finished, and needs none")
+    elif consumers:
         yield Finding("leader", True, f"{consumers} aggregator{'s' if consumers > 1 else ''} at {LEAD}")
     else:
         what = f"no aggregator is at {LEAD} (the broker tells some seconds late)"

@@ -333,3 +333,14 @@ def fault(folder: FederationFolder) -> str:
     ((name, what, remedy),) = wrong(certificates(folder, NOW))
     assert (name, remedy) == ("revocation list", "`fedqueue institution renew operator` writes it again")
     return what
+
+
+def test_what_is_wrong_stands_first_and_its_remedy_whole_on_a_line_of_its_own(tmp_path, capsys):
+    (tmp_path / "run.secret").touch(mode=0o644)
+    with pytest.raises(typer.Exit):
+        doctor(tmp_path)
+    secret, remedy, logins, well = capsys.readouterr().out.splitlines()
+    assert secret == f" ! secret files: {tmp_path / 'run.secret'} is open to other users of this machine"
+    assert remedy == f"     chmod 600 {tmp_path / 'run.secret'}"
+    assert logins.startswith(" ! logins file: ")
+    assert well.startswith("ok libraries: fedqueue ")
