@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import anyio
 from anyio import to_thread
@@ -15,12 +15,10 @@ from starlette.routing import Route
 
 from operator_console.web.gate import Gate
 from operator_console.web.orders import KINDS, OF_AN_INSTITUTION, Answer, Kind
+from operator_console.web.parts import Parts
 from operator_console.web.security import body_of
 from operator_console.web.versions import version_of
 from shared.errors import FederationError
-
-if TYPE_CHECKING:
-    from operator_console.web.app import Parts
 
 MOST_STREAMS = 200
 LONGEST_REASON = 200
@@ -33,7 +31,7 @@ RETRY = b"retry: 2000\n\n"
 class Api:
     """Answers under /api, and /healthz."""
 
-    def __init__(self, parts: "Parts", gate: Gate) -> None:
+    def __init__(self, parts: Parts, gate: Gate) -> None:
         self._parts, self._gate = parts, gate
         self._streams = 0
 

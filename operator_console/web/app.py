@@ -1,8 +1,7 @@
 """The console's pages and its API, as one application. What a request may do is decided before anything is done."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -14,33 +13,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from operator_console.web.accounts import AccountBook
 from operator_console.web.api import Api
-from operator_console.web.feed import Feed
 from operator_console.web.gate import Gate
-from operator_console.web.letters import Letters
-from operator_console.web.orders import Orders
+from operator_console.web.parts import Parts
 from operator_console.web.security import Guarded, Place
-from operator_console.web.sessions import Sessions
-from operator_console.web.trail import Trail
 from shared.errors import FederationError
 
 FILES = Path(__file__).parent
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the application is made of. `closing` tells open streams that the console ends."""
-
-    feed: Feed
-    accounts: AccountBook
-    sessions: Sessions
-    orders: Orders
-    letters: Letters
-    trail: Trail
-    clock: Callable[[], float]
-    closing: Callable[[], bool] = lambda: False
 
 
 def application(parts: Parts, place: Place, *, port: int) -> ASGIApp:

@@ -21,10 +21,11 @@ from broker_config.connection import is_loopback
 from operator_console.federation_folder import FederationFolder
 from operator_console.web.accounts import FILE as USERS_FILE
 from operator_console.web.accounts import AccountBook
-from operator_console.web.app import Parts, application
+from operator_console.web.app import application
 from operator_console.web.feed import Feed
 from operator_console.web.letters import Letters
 from operator_console.web.orders import ANSWER_SECONDS, Orders
+from operator_console.web.parts import Parts
 from operator_console.web.security import Place
 from operator_console.web.sessions import ABSOLUTE_SECONDS, IDLE_SECONDS, Sessions
 from operator_console.web.trail import FILE as TRAIL_FILE

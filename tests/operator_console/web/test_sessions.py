@@ -6,6 +6,7 @@ import stat
 import pytest
 
 from operator_console.web import accounts as accounts_module
+from operator_console.web import sessions as sessions_module
 from operator_console.web.accounts import AccountBook
 from operator_console.web.attempts import Attempts
 from operator_console.web.sessions import Sessions
@@ -151,6 +152,15 @@ def test_every_login_has_a_token_of_its_own_and_one_logout_ends_one_session(sess
     assert sessions.find(second)
     assert sessions.find("") is None
     assert sessions.find("no token of ours") is None
+
+
+def test_of_too_many_sessions_the_one_that_was_unused_for_longest_ends(sessions, book, clock, monkeypatch):
+    monkeypatch.setattr(sessions_module, "MOST_SESSIONS", 2)
+    first, second = begin(sessions, book), begin(sessions, book)
+    clock.now += 1
+    assert sessions.find(first)
+    third = begin(sessions, book)
+    assert [sessions.find(token) is not None for token in (first, second, third)] == [True, False, True]
 
 
 def test_wrong_passwords_are_slowed_by_name_up_to_a_minute_and_forgotten_after_a_quarter_of_an_hour(clock):

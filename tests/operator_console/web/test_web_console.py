@@ -114,6 +114,7 @@ def test_a_version_that_left_memory_is_read_from_the_lineage_and_is_the_same(fed
         course.line = lambda _version: None
         assert version_of(feed, 2) == in_memory
         assert version_of(feed, 99) is None
+        assert any(feed.state()[1] is feed.state()[1] for _ in range(3))  # made once for all who ask within a second
     finally:
         feed.stop()
 

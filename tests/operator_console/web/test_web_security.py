@@ -10,6 +10,7 @@ import pytest
 
 from broker_config.logins import load
 from operator_console.federation_folder import FederationFolder
+from operator_console.web import api, gate
 from operator_console.web.accounts import AccountBook
 from operator_console.web.security import Place
 from operator_console.web.server import Console, ServerOptions
@@ -220,6 +221,15 @@ def test_after_three_wrong_passwords_the_next_one_is_not_looked_at_before_a_paus
     assert audit_of(olga, len(statuses))[: len(statuses) - 1] == [("(no user)", "log in", "refused")] * (len(statuses) - 1)
     browser.log_in("victor", "a wrong sentence")
     assert audit_of(olga, 1) == [("victor", "log in", "refused")]
+
+
+def test_a_crowd_at_the_door_and_too_many_open_pages_are_asked_to_come_back(browser, victor, monkeypatch):
+    monkeypatch.setattr(gate, "MOST_WAITING", 0)
+    crowded = browser.log_in("olga")
+    assert (crowded.status_code, crowded.headers["retry-after"]) == (429, "5")
+    assert "Many are signing in at this moment." in crowded.text
+    monkeypatch.setattr(api, "MOST_STREAMS", 0)
+    assert victor.client.get("/api/events").status_code == 503
 
 
 def test_a_logout_ends_the_session_in_all_tabs_and_is_audited(browser, olga):
