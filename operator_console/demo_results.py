@@ -5,12 +5,13 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-import safetensors.numpy
-
 from client_worker.data import load_dataset
+from client_worker.files import read_task
 from client_worker.own_model import personalised
+from operator_console.card_facts import card_of
 from operator_console.demo_run import DemoRun
 from operator_console.federation_folder import FederationFolder
+from operator_console.model_file import write_model
 from operator_console.report import write_report
 from operator_console.summary import Comparison, Summary, write_summary
 from operator_console.worker_processes import WorkerProcess
@@ -80,16 +81,17 @@ class Comparing:
 def write_results(
     folder: FederationFolder, run: DemoRun, model: Parameters, summary: Summary, *, best: tuple[int, Parameters] | None
 ) -> None:
-    """`lineage.jsonl`, `model.safetensors`, `best.safetensors`, `summary.json` and `report.html`.
+    """`lineage.jsonl`, `model.safetensors` and `best.safetensors` with their cards, `summary.json` and `report.html`.
 
     `best` is the best version and its parameters, where one was measured.
     """
     run.history.write(folder.path / "lineage.jsonl")
-    metadata = {name: str(summary[name]) for name in ("run_id", "task", "versions")}
-    safetensors.numpy.save_file(dict(model), folder.path / "model.safetensors", metadata=metadata)
+    spec = read_task(folder.task_file)
+    newest = card_of(run.history, spec, summary["versions"], "it is the newest", named=True)
+    write_model(folder.path / "model.safetensors", "safetensors", newest, model)
     if best is not None:
         version, parameters = best
-        metadata["versions"] = str(version)
-        safetensors.numpy.save_file(dict(parameters), folder.path / "best.safetensors", metadata=metadata)
+        card = card_of(run.history, spec, version, "it is the best on held-out rows", named=True)
+        write_model(folder.path / "best.safetensors", "safetensors", card, parameters)
     write_summary(folder.path / "summary.json", summary)
     write_report(folder.path)

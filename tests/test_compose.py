@@ -16,6 +16,7 @@ from jinja2 import Template
 
 from broker_config.server_tls import LOOPBACK, PLUGIN, listener_lines, options_term
 from operator_console.federation_folder import InstitutionFacts
+from operator_console.project_rows import made_up
 
 PROJECT = Path(__file__).parent.parent
 PROMETHEUS = PROJECT / "deploy" / "monitoring" / "prometheus"
@@ -25,6 +26,7 @@ BANKS = ["banco-popular", "bank-of-america", "capital-one"]
 WORKERS = ["aggregator", *BANKS]
 MONITORING = ["prometheus", "grafana"]
 ONE_SHOT = ["prepare", "found"]
+SETTINGS = ["DATA_FOLDER=/srv/data", "FEDQUEUE_USER=1000:1000"]
 CREDENTIALS = {"ca.pem", "certificate.pem", "key.pem", "keys/sealing.pem", "keys/signing.pem", "keys/trust.json"}
 
 
@@ -239,6 +241,12 @@ def test_the_image_is_pinned_copies_what_exists_and_does_not_run_as_root() -> No
     assert "pip uninstall" in last
 
 
+def project_compose_file() -> str:
+    """What `fedqueue new` writes beside a torch model."""
+    rows = ["north", "south"]
+    return made_up("trial", rows, rows_each=20, seed=0, own_torch_model=True).files()["compose.yml"]
+
+
 def needs_rabbitmq4(program: str) -> None:
     if os.geteuid() != 0 or not (ROOT / program).exists():
         pytest.skip(f"{program} is in .rabbitmq4 only, which setup/rabbitmq4 makes as root")
@@ -246,15 +254,15 @@ def needs_rabbitmq4(program: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.compose
-@pytest.mark.parametrize("name", ["federation", "kit"])
+@pytest.mark.parametrize("name", ["federation", "kit", "project"])
 def test_docker_compose_accepts_the_file(name: str) -> None:
     needs_rabbitmq4("usr/bin/docker-compose")
     copy = ROOT / "tmp" / f"compose-{os.getpid()}"
     shutil.copytree(PROJECT / "deploy", copy / "deploy")
-    text = FEDERATION.read_text() if name == "federation" else kit_compose_file()
+    text = {"federation": FEDERATION.read_text, "kit": kit_compose_file, "project": project_compose_file}[name]()
     (copy / "compose.yml").write_text(text)
     inside = Path("/") / copy.relative_to(ROOT) / "compose.yml"
-    command = ["chroot", ROOT, "env", "DATA_FOLDER=/srv/data", "docker-compose", "--profile", "*", "--file", inside, "config"]
+    command = ["chroot", ROOT, "env", *SETTINGS, "docker-compose", "--profile", "*", "--file", inside, "config"]
 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
 
