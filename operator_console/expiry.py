@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from broker_config.authority import Authority, expiry_of
+from broker_config.authority import AUTHORITY_KEY_FILE, CA_FILE, CERTIFICATE_FILE, Authority, expiry_of
+from broker_config.definitions import OPERATOR
 from broker_config.tls import WARNED_BEFORE
 from operator_console.federation_folder import FederationFolder
 
@@ -13,10 +14,14 @@ THE_AUTHORITY = "the authority itself"
 def expiries(folder: FederationFolder) -> dict[str, datetime]:
     """The end (UTC) of the newest certificate of everybody who has one that was not revoked: logins, brokers, the authority.
 
-    A broker goes by `server:HOST`. Empty where the broker is reached with passwords.
+    A broker goes by `server:HOST`. Empty where the broker is reached with passwords. Where the authority's key is on another
+    computer: those of the authority and of the operator alone.
     """
     if not folder.has_tls or not folder.authority.exists():
         return {}
+    if not (folder.authority / AUTHORITY_KEY_FILE).exists():
+        places = {THE_AUTHORITY: folder.authority / CA_FILE, OPERATOR: folder.tls(OPERATOR) / CERTIFICATE_FILE}
+        return {who: expiry_of(file.read_bytes()) for who, file in places.items() if file.exists()}
     authority = Authority.open(folder.authority)
     ends = {THE_AUTHORITY: expiry_of(authority.certificate)}
     for record in authority.issued():
