@@ -5,16 +5,15 @@ are paths relative to the settings file.
 """
 
 import tomllib
-from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
-from shared.did_you_mean import nearest
 from shared.errors import SettingsError
+from shared.wrong_keys import unknown_key
 
 PREFIX = "FEDQUEUE_"
 
@@ -66,10 +65,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
         key = ".".join(str(part) for part in item["loc"]) or "the file"
         match item["type"]:
             case "extra_forbidden":
-                near = nearest(str(item["loc"][-1]), _keys(model, item["loc"][:-1]))
-                lines.append(
-                    f"unknown key {key!r}; " + (f"did you mean {near}?" if near else "remove it or correct its spelling")
-                )
+                lines.append(unknown_key(key, item["loc"], model))
             case "missing":
                 lines.append(f"the key {key!r} is missing; add it, or set {PREFIX}{key.upper().replace('.', '__')}")
             case _ if not item["loc"]:
@@ -77,17 +73,6 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
             case _:
                 lines.append(f"key {key!r}: {item['msg']}")
     return lines
-
-
-def _keys(model: Any, place: Sequence[int | str]) -> list[str]:
-    """The keys of a table within a model, which may stand in a union or a list; none where it is no table."""
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        if not place:
-            return list(model.model_fields)
-        field = model.model_fields.get(str(place[0]))
-        return [] if field is None else _keys(field.annotation, place[1:])
-    inner = place[1:] if place and isinstance(place[0], int) else place
-    return [key for each in get_args(model) for key in _keys(each, inner)]
 
 
 def _resolve(values: dict[str, Any], folder: PurePath) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def plan_of(base: PlanKeys, variant: Variant, spec: TaskSpec, *, institutions: i
             update_encoding=variant.update_encoding or base.update_encoding or spec.transport.updates,
         )
     except ValidationError as error:
-        lines = explain(error, whole="the scenario")
+        lines = explain(error, Plan, whole="the scenario")
         raise SettingsError("\n".join(f"plan {variant.name!r}: {line}" for line in lines)) from None
 
 

@@ -245,7 +245,7 @@ def parse_scenario(text: str, *, source: str) -> Scenario:
     try:
         return Scenario.model_validate_json(json.dumps(_with_nulls(values), default=str))
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{source}: {line}" for line in explain(error, whole="the scenario"))) from None
+        raise SettingsError("\n".join(f"{source}: {line}" for line in explain(error, Scenario, whole="the scenario"))) from None
 
 
 def _with_nulls(value: Any) -> Any:

@@ -17,6 +17,9 @@ from client_worker.cli import app as client_app
 from operator_console.cli import app as operator_app
 from operator_console.command_examples import EXAMPLES
 from operator_console.federation_folder import Facts, FederationFolder, InstitutionFacts
+from shared.errors import SettingsError
+from shared.tasks.spec import parse_task
+from tests.operator_console.test_summary import BINARY
 
 PROGRAMS = {
     "fedqueue": typer.main.get_command(operator_app),
@@ -203,3 +206,16 @@ def test_a_stranger_is_told_with_whom_was_meant_and_who_there_is(tmp_path: Path)
     assert str(federation.stranger("nort")) == "nort is not a member: did you mean north? There are north, south"
     assert str(federation.stranger("xyz")) == "xyz is not a member: there are north, south"
     federation.demand_known("gone")
+
+
+def test_a_misspelled_key_of_a_task_is_told_with_the_one_that_was_meant_wherever_it_stands() -> None:
+    text = (
+        BINARY.replace("minimum", "minimun", 1)
+        .replace("[model]", "[model]\nhiden = [3]", 1)
+        .replace("[label]", "[label]\ncolum = 1")
+    )
+    with pytest.raises(SettingsError) as told:
+        parse_task(text, source="task.toml")
+    for sentence in ("'numeric.0.minimun'; did you mean minimum?", "'label.colum'; did you mean column?"):
+        assert f"task.toml: unknown key {sentence}" in str(told.value)
+    assert "unknown key 'model.hiden'; did you mean hidden?" in str(told.value)

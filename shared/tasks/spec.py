@@ -281,7 +281,7 @@ def parse_task(text: str, *, source: str) -> TaskSpec:
     try:
         return TaskSpec.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        lines = explain(error, whole="the task", skip=_OF_COLUMNS)
+        lines = explain(error, TaskSpec, whole="the task", skip=_OF_COLUMNS)
         raise SettingsError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 

@@ -62,7 +62,7 @@ def test_every_wrong_key_has_a_line_that_names_it() -> None:
     lines = fault(text).splitlines()
 
     assert len(lines) == 2
-    assert lines[0] == "s.toml: unknown key 'synthetic.imputs'; remove it or correct its spelling"
+    assert lines[0] == "s.toml: unknown key 'synthetic.imputs'; did you mean inputs?"
     assert lines[1].startswith("s.toml: key 'ending.updates': ")
 
 
