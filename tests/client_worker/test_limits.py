@@ -111,20 +111,19 @@ def test_between_chunks_the_loop_turns_and_no_other_message_comes_in_between(tmp
         line.scene.close()
 
 
-def test_an_upload_that_is_settled_meanwhile_is_let_go(tmp_path):
+def test_an_upload_that_is_settled_meanwhile_is_let_go_and_keeps_no_other_message_back(tmp_path):
     line = SlowLine(tmp_path)
     try:
         session, scene = line.session, line.scene
         stepped(session, lambda: scene.rabbit._queues[update_queue("bank-a")].consumers[0].unsettled)
         (sealed,) = scene.work.ledger.unsettled()
-        scene.entry = scene.entry.model_copy(update={"watermark": 1, "last_hash": sealed.hash})
+        changes = {"watermark": 1, "last_hash": sealed.hash, "quarantined": True}  # so that nothing new is to be sent
+        scene.entry = scene.entry.model_copy(update=changes)
         scene.commit(9.0)
         line.chunks()
-        turned(session, 3)
-        assert session._sender._upload is None or session._sender._upload[0] == 2
-        line.clock.now += 60
-        stepped(session, lambda: scene.rabbit._queues[update_queue("bank-a")].consumers[0].unsettled)
-        assert line.chunks()[0] == ("update", 0)
+        session._leave("f" * 64, "budget_spent", "epsilon", "it is all spent")
+        turned(session, 5)
+        assert line.chunks() == [("standing", 0)], "the clock stands still, and of the update nothing more comes"
     finally:
         line.scene.close()
 
