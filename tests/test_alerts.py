@@ -119,6 +119,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "an aggregator runs and does not lead": ({f"fedqueue_leading{{{AGGREGATOR}}}": "0x240"}, [f'NoLeader",{CRITICAL}']),
     "a second one stands by": ({'fedqueue_leading{job="fedqueue-aggregator",instance="z"}': "0x240"}, []),
+    "a bank's own Prometheus asks its client alone": ({name: None for name in HEALTHY if CLIENT not in name}, []),
     "the run is finished and everybody has gone": (
         {
             f"up{{{AGGREGATOR}}}": "1x200 0x40",
