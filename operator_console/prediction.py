@@ -86,11 +86,16 @@ def predicted(
         features = _encoded(spec, columns, notes, source, first_row)
         has_label = spec.label.column in piece.column_names
         yield Predicted(
-            list(zip(*(map(_cell, columns[name].to_pylist()) for name in keep), strict=True)),
+            _rows_of([map(_cell, columns[name].to_pylist()) for name in keep], piece.num_rows),
             model.predict(features),
             select(piece, [spec.label.column], source=source)[0] if has_label else None,
         )
         first_row += piece.num_rows
+
+
+def _rows_of(columns: Sequence[Iterator[str]], count: int) -> list[tuple[str, ...]]:
+    """Columns as rows; of no column at all, so many empty ones."""
+    return list(zip(*columns, strict=True)) if columns else [()] * count
 
 
 def _encoded(spec: TaskSpec, columns: pa.Table, notes: Notes, source: str, first_row: int) -> NDArray[np.float32]:

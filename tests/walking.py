@@ -17,6 +17,7 @@ from pathlib import Path
 
 _BLOCK = re.compile(r"(?:<!-- (another terminal)(?:, until: (.+?))? -->\n+)?^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"\b[0-9a-f]{12,64}\b|[0-9][0-9,.]*")
+_ENDED = "walked-to-its-end-"
 PATIENCE_SECONDS = 300.0
 
 
@@ -104,11 +105,19 @@ class Terminal(AbstractContextManager["Terminal"]):
         assert code == "0", f"$ {step.command}\nended with {code} and said:\n{said}"
         _demand_shown(step, said.rpartition(mark)[0])
 
+    def stay(self, command: str, until: str) -> None:
+        """Types a command that stays, and waits until it has said something."""
+        begun = self.output.stat().st_size
+        self.type(f"{command}; echo {_ENDED}$?")
+        said = self.wait_for(until, begun)
+        assert _ENDED not in said, f"$ {command}\ndoes not stay; it said:\n{said}"
+
     def wait_for(self, text: str, begun: int = 0) -> str:
         """Everything said from a place on, once the text is in it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while text not in (said := self.output.read_bytes()[begun:].decode(errors="replace")):
             assert self._shell.poll() is None, f"the terminal is gone; it said:\n{said}"
+            assert _ENDED not in said, f"{text!r} never came, and nothing goes on:\n{said}"
             assert time.monotonic() < deadline, f"{text!r} never came; there is:\n{said}"
             time.sleep(0.1)
         while text.startswith("walked-") and not said.endswith("\n"):
@@ -153,6 +162,5 @@ class Walk(AbstractContextManager["Walk"]):
                 self.seconds[step.command] = time.monotonic() - begun
             if block.until:
                 begun = time.monotonic()
-                terminal.type(block.steps[-1].command)
-                terminal.wait_for(block.until)
+                terminal.stay(block.steps[-1].command, block.until)
                 self.seconds[block.steps[-1].command] = time.monotonic() - begun

@@ -63,6 +63,15 @@ def test_a_threshold_of_ones_own_and_other_columns_are_taken(predict, model):
     assert lines == ["orchard,weight,probability,prediction", "hill,5,0.5,no", f"valley,10,{score(10):.9g},yes"]
 
 
+def test_rows_without_any_id_are_predicted_too(predict, model):
+    text = "weight,colour,orchard,organic\n5,0,hill,1\n10,100,valley,0\n"
+    assert predict(model(), text, "--threshold", "0.6").stdout.splitlines() == [
+        "probability,prediction",
+        "0.5,no",
+        f"{score(10):.9g},yes",
+    ]
+
+
 def test_without_a_threshold_no_row_is_called_positive(predict, model):
     said = predict(model(decision=None), GOOD)
     assert said.stdout.splitlines()[0] == "customer_id,probability"
