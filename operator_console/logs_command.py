@@ -35,7 +35,7 @@ Files = list[Path]
 
 def logs(  # noqa: PLR0913 - typer takes one parameter for each option
     inputs: Annotated[
-        Files | None, typer.Argument(metavar="[-]", help="A file, or - for standard input, instead of the folder's logs.")
+        Files | None, typer.Argument(metavar="-", help="A file, or - for standard input, instead of the folder's logs.")
     ] = None,
     *,
     folder: Folder = DEFAULT_FOLDER,

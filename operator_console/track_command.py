@@ -46,7 +46,8 @@ def track(
             else:
                 _follow(federation, writer, once=once)
     there = f" {sink.last_step + 1} were there before." if sink.last_step >= 0 else ""
-    typer.echo(f"{writer.written} versions are written to {out}.{there}  {SHOWN_BY[to].format(out=out)}")
+    count = "1 version is" if writer.written == 1 else f"{writer.written} versions are"
+    typer.echo(f"{count} written to {out}.{there}  {SHOWN_BY[to].format(out=out)}")
 
 
 class _Writer:

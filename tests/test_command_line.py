@@ -176,6 +176,14 @@ def test_a_shell_completes_commands_options_institutions_and_versions(tmp_path: 
     assert completed("fedqueue-aggregator", "fedqueue-aggregator --ch", tmp_path) == ["--check"]
 
 
+def test_the_script_that_a_shell_is_given_is_one_that_bash_takes(tmp_path: Path) -> None:
+    bash = 'eval "$($0 --show-completion bash)" && complete -p fedqueue-aggregator'
+    program = str(Path(sys.executable).with_name("fedqueue-aggregator"))
+    taken = subprocess.run(["bash", "-c", bash, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (taken.returncode, taken.stderr) == (0, "")
+    assert taken.stdout.startswith("complete -o default -F _fedqueue_aggregator_completion")
+
+
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
