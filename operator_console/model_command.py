@@ -12,6 +12,7 @@ from broker_config.streams import newest as newest_record
 from client_worker.files import read_task
 from operator_console.card_facts import card_of
 from operator_console.command_options import DEFAULT_FOLDER, Folder
+from operator_console.completions import versions
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, follow
 from operator_console.kept_model import KeptModel, NoSuchModelError, best_model, model_of_version, newest_model
@@ -36,7 +37,7 @@ def export(  # noqa: PLR0913 - typer takes one parameter for each option
     ] = "safetensors",
     best: Annotated[bool, typer.Option("--best", help="The best by the held-out figure, and no other.")] = False,
     newest: Annotated[bool, typer.Option("--newest", help="The newest, also where an earlier one was better.")] = False,
-    version: Annotated[int | None, typer.Option(min=0, help="That of a version.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, autocompletion=versions, help="That of a version.")] = None,
     name_institutions: Annotated[
         bool, typer.Option("--name-institutions", help="The card names institutions and their examples; else it numbers them.")
     ] = False,

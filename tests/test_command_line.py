@@ -171,6 +171,7 @@ def test_a_shell_completes_commands_options_institutions_and_versions(tmp_path: 
     assert completed("fedqueue", "fedqueue replay --without n", tmp_path) == ["north", "northeast"]
     assert completed("fedqueue", "fedqueue institution quarantine s", tmp_path) == ["south"]
     assert completed("fedqueue", "fedqueue lineage show 4", tmp_path) == ["41", "40"]
+    assert completed("fedqueue", "fedqueue model export --version 41", tmp_path) == ["41"]
     assert completed("fedqueue", "fedqueue replay --dir nowhere --without n", tmp_path) == []
     assert completed("fedqueue-client", "fedqueue-client pers", tmp_path) == ["personalise"]
     assert completed("fedqueue-aggregator", "fedqueue-aggregator --ch", tmp_path) == ["--check"]
