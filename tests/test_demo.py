@@ -21,6 +21,7 @@ from broker_config.logins import load
 from broker_config.node import SYSTEM, Installation, start_node
 from broker_config.processes import processes_of
 from client_worker.data import load_dataset
+from operator_console.model_file import card_in
 from shared.tasks.metrics import evaluate
 from shared.tasks.spec import parse_task
 from tests.conftest import eventually
@@ -113,6 +114,9 @@ def test_the_best_version_that_the_summary_names_is_in_its_file(finished: Path) 
     assert (best["metric"], best["figure"]) == ("auc", max(measured.values()))
     assert best["version"] == min(version for version, auc in measured.items() if auc == best["figure"])
     assert evaluate(task, load_file(finished / "best.safetensors"), held_out)["auc"] == best["figure"]
+    card = card_in(finished / "best.safetensors")
+    assert (card.version, card.metrics["auc"], card.task.hash) == (best["version"], best["figure"], task.hash)
+    assert "| budapest |" in (finished / "model.md").read_text()
     assert re.fullmatch(r"(9|1\d) updates are aggregated|[23] institutions have given all they could", summary["phase_reason"])
 
 
