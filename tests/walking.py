@@ -2,7 +2,8 @@
 
 A `console` block goes on in the first terminal. A comment above it, which no reader sees, says otherwise:
 `<!-- another terminal -->`, or `<!-- another terminal, until: TEXT -->` where the last command stays, and the reader goes on once
-it has said TEXT. What a block shows after a command must come in its output, line by line; numbers may be others.
+it has said TEXT. What a block shows after a command must come in its output, line by line; numbers may be others, and a line
+that the page ends with `...` may go on.
 """
 
 import os
@@ -128,8 +129,9 @@ class Terminal(AbstractContextManager["Terminal"]):
 def _demand_shown(step: Step, said: str) -> None:
     lines = iter([without_numbers(line) for line in said.splitlines()])
     for shown in step.shown:
-        wanted = without_numbers(shown)
-        assert any(wanted == line for line in lines), f"$ {step.command}\nthe page shows: {shown}\nit said:\n{said}"
+        wanted, is_cut = without_numbers(shown.removesuffix("...")), shown.endswith("...")
+        is_there = any(line.startswith(wanted) if is_cut else line == wanted for line in lines)
+        assert is_there, f"$ {step.command}\nthe page shows: {shown}\nit said:\n{said}"
 
 
 @dataclass
