@@ -136,6 +136,7 @@ def change_private(file: Path, packed: bytes) -> None:
 def test_a_ledger_from_before_lengths_were_kept_is_read_audited_and_carried_on(tmp_path):
     file = grown(tmp_path)
     change(file, ("DROP TABLE private",))
+    change(file, ("PRAGMA user_version = 0",))  # as it was then
     content = read_ledger(file)
     audited(content, epsilon_after, source=str(file))
     assert [(each.norms, each.norm) for each in sent(content.rows, content.private).updates] == [(None, None)] * 3
