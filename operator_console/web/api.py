@@ -23,6 +23,8 @@ from shared.errors import FederationError
 MOST_STREAMS = 200
 LONGEST_REASON = 200
 SHOWN_AUDIT_LINES = 200
+SLOW_AT_ONCE = 8
+"""Requests that wait for the broker or the disk at a time; the snapshot has threads of its own, and no page waits for them."""
 TICK_SECONDS = 0.25
 KEEP_ALIVE_TICKS = 60
 RETRY = b"retry: 2000\n\n"
@@ -34,6 +36,7 @@ class Api:
     def __init__(self, parts: Parts, gate: Gate) -> None:
         self._parts, self._gate = parts, gate
         self._streams = 0
+        self._slow = anyio.CapacityLimiter(SLOW_AT_ONCE)
 
     def routes(self) -> list[Route]:
         """Where they are."""
@@ -98,7 +101,7 @@ class Api:
         self._gate.viewer(request)
         version = request.path_params["version"]
         try:
-            found = await to_thread.run_sync(version_of, self._parts.feed, version)
+            found = await to_thread.run_sync(version_of, self._parts.feed, version, limiter=self._slow)
         except FederationError as error:
             raise HTTPException(503, f"Version {version} cannot be read: {error}") from error
         if found is None:
@@ -109,7 +112,7 @@ class Api:
         """The oldest dead letters; all stay where they are."""
         self._gate.viewer(request)
         try:
-            return JSONResponse(await to_thread.run_sync(self._parts.letters.told))
+            return JSONResponse(await to_thread.run_sync(self._parts.letters.told, limiter=self._slow))
         except FederationError as error:
             raise HTTPException(503, f"The dead letters cannot be read: {error}") from error
 
@@ -150,13 +153,14 @@ class Api:
             trail.write(who, did, str(answer))
             return answer
 
-        answer = await to_thread.run_sync(recorded)
+        answer = await to_thread.run_sync(recorded, limiter=self._slow)
         return JSONResponse(answer.told(), status_code=answer.status)
 
     async def audit(self, request: Request) -> Response:
         """The newest lines of the console's audit."""
         self._gate.operator(request)
-        return JSONResponse({"lines": await to_thread.run_sync(self._parts.trail.newest, SHOWN_AUDIT_LINES)})
+        lines = await to_thread.run_sync(self._parts.trail.newest, SHOWN_AUDIT_LINES, limiter=self._slow)
+        return JSONResponse({"lines": lines})
 
 
 async def _confirmed(request: Request) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from campaigns.tcp_proxy import TcpProxy
 from operator_console.federation_folder import FederationFolder
 from operator_console.init_command import init
 from operator_console.web.feed import Feed
+from operator_console.web.letters import Letters
 from operator_console.web.server import Console, ServerOptions
 from operator_console.web.versions import version_of
 from shared.broker import Message
@@ -221,6 +224,18 @@ def test_of_many_dead_letters_the_oldest_are_shown_and_all_stay(federation, olga
     shown = olga.client.get("/api/dead-letters").json()
     assert (len(shown["letters"]), shown["truncated"]) == (200, True)
     wait_for(lambda: waiting(federation) == before + 210)
+
+
+def test_requests_that_wait_for_the_broker_keep_no_page_waiting(console, victor, monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr(Letters, "told", lambda _: {"letters": [], "truncated": not answers.wait(30)})
+    with ThreadPoolExecutor(50) as pool:
+        asked = [pool.submit(victor.client.get, "/api/dead-letters") for _ in range(50)]
+        for _ in range(5):
+            assert victor.state()["connected"]
+        assert not any(each.done() for each in asked)
+        answers.set()
+    assert {each.result().status_code for each in asked} == {200}
 
 
 def test_a_lost_broker_is_told_within_seconds_and_found_again(federation, private_node: PrivateNode, tmp_path):
