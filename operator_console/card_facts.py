@@ -7,21 +7,32 @@ from importlib import metadata
 from aggregator_worker.roll_back import rolled_back
 from operator_console.history import History, Link
 from operator_console.model_card import LineageFacts, MemberFacts, ModelCard, PrivacyFacts
+from shared.errors import SettingsError
 from shared.messages import Entry
 from shared.plan import Plan
 from shared.tasks.spec import TaskSpec
 
 
+def tells_of(history: History, version: int) -> bool:
+    """Whether the history reaches back to a version: the broker drops the oldest links of a very long run."""
+    return any(link.manifest.version == version for link in history.links)
+
+
 def card_of(history: History, spec: TaskSpec, version: int, why: str, *, named: bool) -> ModelCard:
     """The card of a version that the history tells of. Without `named` institutions are numbers, in an order that says nothing.
 
-    What was spent and folded counts up to the last link of that version. Raises ValueError where the history has no such version.
+    What was spent and folded counts up to the last link of that version, which the history must have. Raises SettingsError where
+    the task is not the one of that version's plan.
     """
     links = [link for link in history.links if link.manifest.version <= version]
     made = next((link for link in links if link.manifest.version == version), None)
     if made is None or history.head is None or history.plan is None:
         raise ValueError(f"the history does not tell of version {version}")
     table, plan = _table(links), _plan(links) or history.plan
+    if plan.task_hash != spec.hash:
+        raise SettingsError(
+            f"the task {spec.name} is not the one that the plan of version {version} names; bring that task.toml back"
+        )
     examples = [entry.num_examples for entry in table.values() if entry.num_examples is not None]
     return ModelCard(
         fedqueue=metadata.version("fedqueue"),

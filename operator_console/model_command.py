@@ -10,16 +10,15 @@ from broker_config.connection import connect
 from broker_config.definitions import OPERATOR
 from broker_config.streams import newest as newest_record
 from client_worker.files import read_task
-from operator_console.card_facts import card_of
+from operator_console.card_facts import card_of, tells_of
 from operator_console.command_options import DEFAULT_FOLDER, Folder
 from operator_console.completions import versions
 from operator_console.federation_folder import FederationFolder
 from operator_console.history import History, follow
 from operator_console.kept_model import KeptModel, NoSuchModelError, best_model, model_of_version, newest_model
-from operator_console.model_file import Format, card_file, card_in, write_model
+from operator_console.model_file import Format, card_file, card_in, write_model, write_without_card
 from shared.broker import Broker
-from shared.errors import DataError, SettingsError
-from shared.tasks.spec import TaskSpec
+from shared.errors import DataError
 
 model_app = typer.Typer(help="Take a model home.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -57,12 +56,17 @@ def export(  # noqa: PLR0913 - typer takes one parameter for each option
         chosen = _chosen(broker, best=best, newest=newest, version=version)
         parameters = chosen.read(broker)
         follow(broker, history)
-    _demand_its_task(history, spec, federation.task_file)
-    facts = card_of(history, spec, chosen.version, chosen.why, named=name_institutions)
-    write_model(out, form, facts, parameters)
-    typer.echo(f"version {chosen.version} of run {facts.run_id} is written to {out}: {len(parameters)} tensors, {form}")
+    if tells_of(history, chosen.version):
+        facts = card_of(history, spec, chosen.version, chosen.why, named=name_institutions)
+        write_model(out, form, facts, parameters)
+        told = f"its card: {card_file(out)}"
+    else:
+        write_without_card(out, form, {"version": str(chosen.version)}, parameters)
+        told = "the lineage no longer reaches back to it, so it has no card: fedqueue predict needs --task"
+    run_id = federation.facts().run_id
+    typer.echo(f"version {chosen.version} of run {run_id} is written to {out}: {len(parameters)} tensors, {form}")
     typer.echo(f"why this one: {chosen.why}")
-    typer.echo(f"its card: {card_file(out)}")
+    typer.echo(told)
 
 
 @model_app.command()
@@ -74,13 +78,6 @@ def card(
     if found is None:
         raise DataError(f"{model}: holds no model card; `fedqueue model export` writes files that do")
     typer.echo(found.markdown(), nl=False)
-
-
-def _demand_its_task(history: History, spec: TaskSpec, file: Path) -> None:
-    if history.plan is not None and history.plan.task_hash != spec.hash:
-        raise SettingsError(
-            f"{file} is not the task that the run's plan names, so a card of it would be wrong; bring the task back"
-        )
 
 
 def _chosen(broker: Broker, *, best: bool, newest: bool, version: int | None) -> KeptModel:

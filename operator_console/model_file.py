@@ -43,6 +43,19 @@ def write_model(path: Path, form: Format, card: ModelCard, parameters: Parameter
         raise StorageError(f"{path} cannot be written ({error}); name another file with --out") from error
 
 
+def write_without_card(path: Path, form: Format, metadata: dict[str, str], parameters: Parameters) -> None:
+    """Writes the parameters of a version of which nothing else is known any more. Raises StorageError, SettingsError."""
+    if form == "onnx":
+        raise SettingsError(
+            "the lineage no longer reaches back to this version, so it has no card, and an ONNX file is of no use without; "
+            "take --format safetensors, or --newest"
+        )
+    try:
+        save_file(dict(parameters), path, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} cannot be written ({error}); name another file with --out") from error
+
+
 def card_file(path: Path) -> Path:
     """Where the card of a model file is."""
     return path.with_suffix(".md")

@@ -52,7 +52,7 @@ def test_a_task_that_is_not_the_runs_makes_no_card(broker_folder, tmp_path):
     init(task="heart-disease", institution=["north"], folder=broker_folder)
     task = FederationFolder(broker_folder).task_file
     task.write_text(task.read_text().replace("maximum = ", "maximum = 1"))
-    with pytest.raises(SettingsError, match="is not the task that the run's plan names"):
+    with pytest.raises(SettingsError, match="is not the one that the plan of version 0 names"):
         export(out=tmp_path / "model.safetensors", folder=broker_folder)
     assert list(tmp_path.glob("model*")) == []
 

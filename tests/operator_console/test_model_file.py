@@ -7,10 +7,12 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from operator_console.card_facts import tells_of
 from operator_console.cli import app
+from operator_console.history import History
 from operator_console.model_card import METADATA_KEY, read_card
-from operator_console.model_file import card_in, read_model, write_model
-from shared.errors import DataError, StorageError
+from operator_console.model_file import card_in, read_model, write_model, write_without_card
+from shared.errors import DataError, SettingsError, StorageError
 from shared.tasks.models import initial_parameters
 from shared.tasks.predictions import predict
 from shared.tasks.spec import parse_task
@@ -92,6 +94,18 @@ def test_a_file_of_another_kind_a_cut_one_and_one_without_a_card_are_refused(tmp
     with pytest.raises(DataError, match="holds another task than --task names"):
         read_model(tmp_path / "model.safetensors", task=parse_task(PRICE, source="the task"))
     assert card_in(files["bare"]) is None
+
+
+def test_a_version_that_the_lineage_no_longer_tells_of_is_written_without_a_card(tmp_path):
+    file, parameters = tmp_path / "model.safetensors", parameters_of(a_card())
+    assert not tells_of(History({}), 3)
+    write_without_card(file, "safetensors", {"version": "3"}, parameters)
+    task = parse_task(RIPENESS, source="the task")
+    assert np.array_equal(read_model(file, task=task).predict(ROWS), predict(task, parameters, ROWS))
+    with pytest.raises(SettingsError, match="take --format safetensors, or --newest"):
+        write_without_card(file, "onnx", {"version": "3"}, parameters)
+    with pytest.raises(StorageError, match="name another file with --out"):
+        write_without_card(tmp_path / "nowhere" / "model", "safetensors", {}, parameters)
 
 
 def test_a_card_of_a_later_schema_is_refused():
