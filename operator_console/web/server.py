@@ -98,10 +98,17 @@ class Console:
         self._thread = threading.Thread(target=self._run, name="console")
 
     def serve(self) -> None:
-        """Returns after SIGTERM or Ctrl-C, within two seconds, also while pages are open."""
+        """Returns after SIGTERM or Ctrl-C, within two seconds, also while pages are open.
+
+        The process ends once an order that is under way has its answer, and so its line in the audit, or at a second signal.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _nothing_more)  # uvicorn raises the signal once more when it has ended
-        self._run()
+        try:
+            self._run()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
 
     def _run(self) -> None:
         try:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_it_ends_at_once_and_with_code_0_while_a_page_is_open(federation, number
             with suppress(httpx.RemoteProtocolError):
                 list(lines)
         assert process.stdout.read() == ""
+
+
+@pytest.mark.rabbitmq
+def test_it_waits_for_the_answer_to_an_order_unless_a_second_signal_comes(federation):
+    trail = FederationFolder(federation).console / "audit.jsonl"
+    with started(federation) as (process, url), browser_of(url) as browser, ThreadPoolExecutor(1) as pool:
+        browser.log_in("olga")
+        order = pool.submit(browser.post, "/api/orders/release", {"confirm": True, "institution": "north"})  # nobody leads
+        wait_for(lambda: trail.read_text().splitlines()[-1].count('"given"'))
+        process.send_signal(signal.SIGTERM)
+        order.exception(20)  # whatever the browser gets, it gets it now
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_it_ends_at_once_while_it_looks_for_a_broker_that_is_away(offline_with_olga):
