@@ -128,7 +128,7 @@ def test_no_password_hash_or_secret_is_on_any_page_or_in_any_answer(visit, feder
 
 
 @pytest.mark.long
-def test_more_tabs_than_a_browser_has_lines_are_all_served_for_those_that_nobody_sees_let_theirs_go(visit):
+def test_more_tabs_than_a_browser_has_lines_are_served_as_those_that_nobody_sees_let_theirs_go(visit):
     seen = visit()
     for _ in range(7):
         before = seen.page

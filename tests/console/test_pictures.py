@@ -1,6 +1,7 @@
 """The console's pictures in the pages, of a real demonstration with six banks; FEDQUEUE_WRITE_DOCS=1 writes them anew."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.console.federation import PASSWORDS
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.long, pytest.mark.timeout(300)]
 DOCS = Path("docs/pictures")
 MOST_BYTES = 250_000
+FIFTY_OR_MORE = re.compile(r"^([5-9]\d|\d{3})$")
 MOST_TELLING = """async () => {
     const asked = Array.from({length: 50}, (_, version) => fetch(`/api/versions/${version}`).then((answer) => answer.json()));
     const stale = (line) => Math.max(0, ...line.updates.map((update) => update.staleness)) + 5 * line.not_folded.length;
@@ -45,7 +47,9 @@ def test_the_pictures_of_the_pages_show_a_real_run(demonstration: Path, chromium
         light, dark = Visit(chromium, console.url).sign_in(), Visit(chromium, console.url, dark=True).sign_in()
         phone = Visit(chromium, console.url, phone=True, device_scale_factor=2).sign_in()
         expect(light.page.locator(".happened")).to_contain_text("was killed with SIGKILL", timeout=120_000)
-        expect(light.page.locator(".tile", has_text="Model version").locator(".tile-value")).to_have_text("50", timeout=60_000)
+        expect(light.page.locator(".tile", has_text="Model version").locator(".tile-value")).to_have_text(
+            FIFTY_OR_MORE, timeout=60_000
+        )
         expect(light.page.get_by_label("Figure")).to_have_value("auc")
         taken = [light.picture("console-light"), phone.picture("console-phone", full=False)]
         dark.go("Institutions")
