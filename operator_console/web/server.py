@@ -33,6 +33,7 @@ from operator_console.web.trail import Trail
 from shared.errors import SettingsError
 
 IN_THE_CLEAR = "--everybody-on-the-network-may-read-and-change-what-i-send"
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _END_SECONDS = 1
 _MOST_CONNECTIONS = 1000
 _LONGEST_HEAD_BYTES = 16 * 1024
@@ -102,13 +103,9 @@ class Console:
 
         The process ends once an order that is under way has its answer, and so its line in the audit, or at a second signal.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _nothing_more)  # uvicorn raises the signal once more when it has ended
-        try:
-            self._run()
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
+        for number in _ENDING:
+            signal.signal(number, _once)
+        self._run()
 
     def _run(self) -> None:
         try:
@@ -127,8 +124,10 @@ class Console:
         self._thread.join()
 
 
-def _nothing_more(_number: int, _frame: object) -> None:
-    """The server has ended already."""
+def _once(_number: int, _frame: object) -> None:
+    """When it has ended, uvicorn raises the signal that ended it once more, which is nothing new; the next one is."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _demand_safe(options: ServerOptions) -> None:
