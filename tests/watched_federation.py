@@ -6,7 +6,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,10 +49,9 @@ def started(name: str | Path, *words: str | Path, log: Path, **variables: str) -
             process.wait()
 
 
-def free_address() -> str:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{bound.getsockname()[1]}"
+def own_address() -> str:
+    """One of loopback's many addresses, so that no outgoing connection of this computer can have its port."""
+    return f"127.{secrets.randbelow(250) + 2}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}:9464"
 
 
 @dataclass
@@ -107,7 +105,7 @@ def founded(tls_node: TlsNode, folder: Path, institutions: Sequence[str]) -> Ite
     save(logins, folder)
     (folder / "ca").symlink_to(tls_node.folder / "ca")
     shutil.copytree(tls_node.folder / "tls" / "admin", folder / "tls" / "admin")
-    init(task="heart-disease", institution=[*institutions], folder=folder, sample_data=True, updates=200, epsilon="20")
+    init(task="heart-disease", institution=[*institutions], folder=folder, sample_data=True, updates=200, epsilon="50")
     yield folder
     with administration(logins) as management:
         management.delete_vhost()
@@ -125,9 +123,9 @@ def settings_for(folder: Path, addresses: Mapping[str, str], broker: str, shorte
         elif job["job_name"].startswith("rabbitmq"):
             job |= {"scheme": "http", "static_configs": [{"targets": [broker]}]}
             del job["tls_config"]
-    (folder / "clients").mkdir(parents=True)
-    for name in addresses.keys() - {"aggregator", "prometheus"}:
-        (folder / "clients" / f"{name}.yml").write_text(yaml.safe_dump([{"targets": [addresses[name]]}]))
+    folder.mkdir()
+    clients = [addresses[name] for name in addresses.keys() - {"aggregator", "prometheus"}]
+    (folder / "clients.yml").write_text(yaml.safe_dump([{"targets": clients}]))
     rules = RULES.read_text()
     for pattern, shorter in shortened.items():
         rules, found = re.subn(pattern, shorter, rules, flags=re.MULTILINE)
@@ -141,7 +139,7 @@ def settings_for(folder: Path, addresses: Mapping[str, str], broker: str, shorte
 def watching(tls_node: TlsNode, folder: Path, institutions: Sequence[str], shortened: Mapping[str, str]) -> Iterator[Watched]:
     """Prometheus, the aggregator and the institutions, each with an endpoint, all with their files below `folder`."""
     binaries = Path(sys.executable).parent
-    addresses = {name: free_address() for name in ("aggregator", *institutions, "prometheus")}
+    addresses = {name: own_address() for name in ("aggregator", *institutions, "prometheus")}
     settings = settings_for(folder / "settings", addresses, f"127.0.0.1:{tls_node.node.record.prometheus_port}", shortened)
     with ExitStack() as stack:
 
@@ -149,7 +147,7 @@ def watching(tls_node: TlsNode, folder: Path, institutions: Sequence[str], short
             listen = {
                 "FEDQUEUE_MONITORING__LISTEN": addresses[who],
                 "FEDQUEUE_AT_LEAST_SECONDS": "1",
-                "FEDQUEUE_POLICY__MAX_EPSILON": "20",
+                "FEDQUEUE_POLICY__MAX_EPSILON": "50",
             }
             return stack.enter_context(started(name, *words, log=folder / f"{who}.log", **listen))
 
