@@ -250,4 +250,4 @@ def ended(process):
 
 
 def logs(folder):
-    return {file.name: file.read_text()[-500:] for file in (folder / "logs").iterdir()}
+    return {file.name: file.read_text()[-500:] for file in (folder / "federation" / "logs").iterdir()}
