@@ -252,7 +252,8 @@ def _not_folded(rows: Sequence[Row]) -> str | None:
     struck = max(rows, key=lambda row: row.strikes, default=None)
     if struck is not None and struck.strikes >= 1:
         return (
-            f"{struck.institution} has {struck.strikes:g} strikes: its updates were rejected. Too many, and it is in quarantine."
+            f"{struck.institution} has {struck.strikes:g} {'strike' if struck.strikes == 1 else 'strikes'}: updates of it were "
+            "rejected; with too many it goes into quarantine."
         )
     worst = max(rows, key=lambda row: row.refused, default=None)
     if worst is not None and worst.refused > max(2, worst.updates // 2):

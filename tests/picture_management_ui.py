@@ -1,6 +1,6 @@
 """python -m tests.picture_management_ui: the pictures of docs/operations.md, of RabbitMQ's own page and a federation at work.
 
-Six banks learn. One of them sends what is no update, one is stopped, and the aggregator pauses for a moment, so that its queues fill.
+Six banks learn. One of them sends what is no update, one is stopped, and the aggregator pauses for a moment: its queues fill.
 """
 
 import os

@@ -153,7 +153,7 @@ def test_a_paused_run_comes_before_a_killed_bank_and_that_before_dead_letters(ca
 def test_strikes_come_before_mere_refusals_and_quarantine_before_both(calm: ViewState):
     first, *others = calm.rows
     with_rows = replace(calm, rows=(replace(first, strikes=1.5, refused=0), *(replace(each, refused=90) for each in others)))
-    assert (attention(with_rows) or "").startswith(f"{first.institution} has 1.5 strikes: its updates were rejected.")
+    assert (attention(with_rows) or "").startswith(f"{first.institution} has 1.5 strikes: updates of it were rejected;")
     half = replace(calm, rows=(replace(first, strikes=0.5), *others))
     assert attention(half) is None
     confined = replace(with_rows, rows=(replace(first, state="quarantined", strikes=3.0), *others))
