@@ -41,7 +41,7 @@ def test_help_names_every_command_and_needs_nothing_heavy(tmp_path):
         (["init", "--task", "digits", "--institution", "a", "--in-a-row", "3"], "it needs --stop-at"),
         (["init", "--task", "digits", "--institution", "a", "--server-adam", "--server-momentum", "0.9"], "excludes"),
         (["init", "--task", "digits", "--institution", "a", "--rule", "fedavg"], "Invalid value for '--rule'"),
-        (["model", "--best", "--newest"], "--best, --newest and --version exclude each other"),
+        (["model", "export", "--best", "--newest"], "--best, --newest and --version exclude each other"),
         (["report", "nowhere"], "nowhere/summary.json"),
         (["status"], "broker.json cannot be read"),
         (["replay"], "broker.json cannot be read"),

@@ -175,6 +175,7 @@ def test_a_management_api_that_is_away_is_told_by_address(broker_folder):
     assert "start the broker" in found["management API"][1]
 
 
+@pytest.mark.long
 @pytest.mark.rabbitmq
 def test_the_alarms_and_the_nearly_full_disk_of_a_real_broker_are_found(private_node, logins):
     def found() -> list[Finding]:

@@ -224,7 +224,7 @@ def test_the_commands_tell_a_founded_federations_versions_and_write_their_parame
     assert "versions 0 to 3: 3 updates folded again, each model equal to the bit" in said
     assert "weights: 3 of 3 are what the plan's rule gives" in said
     assert load_file(tmp_path / "model.safetensors").keys() == set(names)
-    with pytest.raises(SettingsError, match="south is not an institution of this federation"):
+    with pytest.raises(SettingsError, match="south is not a member: did you mean north"):
         replay(version=None, without="south", out=None, folder=broker_folder)
     logins = load(broker_folder)
     save(logins.model_copy(update={"limits": replace(logins.limits, journal_stream_bytes=None)}), broker_folder)

@@ -61,7 +61,7 @@ def add_users(folder: Path) -> None:
         accounts.add(name, ROLES[name], word)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its institutions have logins on the node that other modules use too
 def federation(private_node: PrivateNode, logins: Logins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two institutions, three versions of updates of north, and nobody who leads at the moment."""
     folder = tmp_path_factory.mktemp("console") / "federation"
@@ -86,7 +86,7 @@ def led(federation: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def console(federation: Path) -> Iterator[Console]:
     """A console that has read the lineage."""
     with Console(federation, ServerOptions(port=0)) as opened:
@@ -100,7 +100,7 @@ def browser(console: Console) -> Iterator[Browser]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def olga(console: Console) -> Iterator[Browser]:
     """An operator's browser."""
     with browser_of(console.url) as opened:
@@ -109,7 +109,7 @@ def olga(console: Console) -> Iterator[Browser]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def victor(console: Console) -> Iterator[Browser]:
     """A viewer's browser."""
     with browser_of(console.url) as opened:
