@@ -20,18 +20,17 @@ demo: setup ## six banks learn together over a private RabbitMQ; options in ARGS
 docs: setup ## build the documentation site, build/docs/index.html
 	@setup/docs
 
-test: setup ## linters, types, import contracts, the documentation site and all tests but the long ones
+test: setup ## linters, types, import contracts and all tests but the long ones
 	@setup/node
 	@setup/chromium
 	@setup/axe
-	@setup/docs
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest -m 'not long' -n 2 --dist loadfile
 
-test-long: setup ## the long tests, then those of the broker again on RabbitMQ 4 (as root)
+test-long: docs ## the documentation site, the long tests, then those of the broker again on RabbitMQ 4 (as root)
 	@setup/chromium
 	@setup/axe
 	@setup/prometheus

@@ -27,6 +27,8 @@ from shared.tasks.spec import parse_task
 from shared.tasks.tables import read_columns
 from tests.running import Watch
 
+pytestmark = pytest.mark.long
+
 FEATURES = """
 [[numeric]]
 columns = ["weight", "colour"]
@@ -178,7 +180,6 @@ def require_each_counted_once(folder, history):
         assert [each.hash for each in both] == [kept[each.sequence] for each in both]
 
 
-@pytest.mark.long
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(240)
 def test_her_own_federation_runs_to_its_end_though_the_broker_restarts(broker_folder, tmp_path, start, soon, private_node):

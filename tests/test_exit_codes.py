@@ -34,6 +34,7 @@ def test_0_is_an_end_as_asked(tmp_path: Path) -> None:
     assert ended("fedqueue-client", "--version", folder=tmp_path).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.rabbitmq
 def test_1_is_a_finding_or_a_failure_2_a_setting_3_the_broker_and_4_the_checkpoint(broker_folder: Path) -> None:
     init(task="heart-disease", institution=["north"], folder=broker_folder)

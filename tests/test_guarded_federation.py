@@ -152,6 +152,8 @@ def test_a_hello_that_is_older_than_the_one_answered_last_is_a_replay(server, ke
     assert letters(server) == ["its hello is older than the one that was answered last"]
 
 
+@pytest.mark.long
+@pytest.mark.both
 def test_a_manifest_or_order_that_nobody_of_ours_signed_has_no_effect(server, broker_server, keyring, tmp_path, stack):
     watch = started(server, keyring)
     stack.enter_context(leading(server, tmp_path))

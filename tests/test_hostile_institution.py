@@ -21,6 +21,9 @@ LEAST_ATTEMPTS = 60
 LAWFUL = ("aggregated", "allowed", "kept", "reaches its own queue")
 
 
+pytestmark = [pytest.mark.long, pytest.mark.both]
+
+
 @pytest.fixture(scope="module")
 def world(tls_node: TlsNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One that listens to everybody for as long as they like."""

@@ -129,6 +129,7 @@ def spaced(seconds: float) -> Plan:
     return a_plan(limits=limits)
 
 
+@pytest.mark.long
 def test_a_client_on_a_slow_link_finishes_its_download_while_the_others_make_versions(short_stream, link, tmp_path):
     """Its link is cut in mid-chunk too: it goes on where it was, with a version that is no longer the newest."""
     begin(short_stream, spaced(1.0), model=LARGER)
@@ -152,6 +153,7 @@ def test_a_client_on_a_slow_link_finishes_its_download_while_the_others_make_ver
     require_each_once(watch)
 
 
+@pytest.mark.long
 def test_a_client_that_is_too_slow_for_the_model_stream_says_what_to_ask_the_operator_for(short_stream, link, tmp_path):
     begin(short_stream, spaced(0.0), model=LARGER)
     watch = Watch(short_stream.connect("operator"))

@@ -100,6 +100,7 @@ def test_every_step_of_an_institution_is_a_point():
     assert {*local_work.STEPS} - {each.name for each in SAMPLE} == {"reserve", "seal", "file"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_after_a_kill_at_any_write_of_the_ledger_it_holds_the_epsilon_of_all_that_ever_left(rabbitmq_server, tmp_path):
     counted = kill_again_and_again(rabbitmq_server, tmp_path, SAMPLE)

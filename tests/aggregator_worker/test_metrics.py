@@ -179,6 +179,7 @@ def test_who_takes_over_is_not_ready_and_what_was_in_its_way_still_is(shown: Sho
     assert vitals.now().reason == "the disk is full"
 
 
+@pytest.mark.long
 def test_a_leader_that_cannot_commit_is_not_ready_also_while_another_leads(tmp_path, soon) -> None:
     """A folder that cannot be written, as on a full disk: it neither leads nor stands by, and says why."""
     broker, first, second = MemoryServer(), AggregatorMetrics(), AggregatorMetrics()

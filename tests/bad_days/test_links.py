@@ -26,7 +26,7 @@ from tests.running import (
     trained,
 )
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.long, pytest.mark.both]
 
 LARGE = {"w": array(*[0.0] * 100_000)}
 LARGE_BYTES = 400_000

@@ -33,6 +33,8 @@ def require_clean(result: subprocess.CompletedProcess[str], faults: int, seed: i
     assert result.returncode == 0
 
 
+@pytest.mark.long
+@pytest.mark.both
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(240)
 def test_fifteen_faults_on_one_node_lose_double_and_fork_nothing(tmp_path):

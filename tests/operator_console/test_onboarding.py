@@ -132,6 +132,8 @@ def listed(folder: Path) -> dict[str, tuple[str, ...]]:
         return {row[0]: row for row in rows(federation, desk)}
 
 
+@pytest.mark.long
+@pytest.mark.both
 @pytest.mark.timeout(240)
 def test_from_a_request_to_an_update_a_renewal_a_removal_and_a_return(founded: Path, tmp_path: Path) -> None:
     bank, eye = tmp_path / "the bank's own folder", Observer(founded, "budapest")

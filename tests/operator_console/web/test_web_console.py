@@ -278,6 +278,7 @@ def test_a_console_starts_without_its_broker_and_says_what_it_waits_for(federati
         assert "connect to 127.0.0.1:1" in failed.json()["reason"]
 
 
+@pytest.mark.long
 def test_what_a_person_mends_meanwhile_needs_no_new_start(federation, tmp_path):
     copy = copied(federation, tmp_path / "federation")
     logins, facts = load(copy), copy.joinpath("federation.json").read_text()
@@ -307,6 +308,8 @@ def tls_folder(tls_node: TlsNode, tmp_path: Path) -> Iterator[Path]:
         management.delete_user("north")
 
 
+@pytest.mark.long
+@pytest.mark.both
 def test_it_works_over_tls_with_sealed_messages(tls_folder):
     init(task="heart-disease", institution=["north"], epsilon="none", buffer_size=1, sealed=True, folder=tls_folder)
     make_three_versions(tls_folder)
