@@ -23,13 +23,15 @@ RUBBISH_BYTES = 900
 AGGREGATOR = "aggregator"
 AGAIN = "was started again; it sends what its outbox holds, then goes on"
 
+Due = Callable[[History], bool]
+
 
 @dataclass(slots=True, eq=False)
 class Blow:
     """Struck once it is `due`, undone after `lasts_seconds`. Each text follows the target's name, and is told as of a kind."""
 
     target: str
-    due: Callable[[History], bool]
+    due: Due
     strike: Callable[[], None]
     text: str
     undo: Callable[[], None] = lambda: None
@@ -84,47 +86,37 @@ def chaos(
 ) -> list[Blow]:
     """Blows against everything that takes part, spread over a run of so many `updates`; the broker's only where it is our own."""
     ordinary = sorted(set(client_files) - {timetable.slow, timetable.killed}) or sorted(client_files)
-    rubbish, frozen = ordinary[0], ordinary[-1]
-    aggregator = workers[AGGREGATOR]
+    first, last = ordinary[0], ordinary[-1]
     blows = [
-        Blow(
-            rubbish,
-            _after(0.15 * updates),
-            lambda: send_rubbish(client_files[rubbish], rubbish),
-            f"sent {RUBBISH_BYTES} bytes that are no update; they are dead letters now",
-        ),
-        Blow(
-            AGGREGATOR,
-            _after(0.35 * updates),
-            aggregator.kill,
-            "was killed with SIGKILL; updates wait in their queues",
-            aggregator.start,
-            "was started again; it goes on from its checkpoint",
-            AWAY_SECONDS,
-        ),
-        Blow(
-            frozen,
-            _after(0.55 * updates),
-            workers[frozen].freeze,
-            "stands still (SIGSTOP); nobody waits for it",
-            workers[frozen].thaw,
-            "goes on where it stood",
-            FROZEN_SECONDS,
-        ),
+        _rubbish(first, client_files[first], _after(0.15 * updates)),
+        _killed_aggregator(workers[AGGREGATOR], _after(0.35 * updates)),
+        _frozen(workers[last], _after(0.55 * updates)),
     ]
-    if node is not None:
-        blows.append(
-            Blow(
-                "RabbitMQ",
-                _after(0.75 * updates),
-                node.stop,  # RabbitMQ 3.10 may keep the streams of a single node that was killed away for minutes
-                "was stopped; everybody trains on and waits for it",
-                node.launch,
-                "was started again; everybody connects again and nothing is counted twice",
-                AWAY_SECONDS,
-            )
-        )
-    return blows
+    return blows if node is None else [*blows, _stopped_broker(node, _after(0.75 * updates))]
+
+
+def _rubbish(institution: str, client_file: Path, due: Due) -> Blow:
+    text = f"sent {RUBBISH_BYTES} bytes that are no update; they are dead letters now"
+    return Blow(institution, due, lambda: send_rubbish(client_file, institution), text)
+
+
+def _killed_aggregator(worker: WorkerProcess, due: Due) -> Blow:
+    text = "was killed with SIGKILL; updates wait in their queues"
+    return Blow(
+        AGGREGATOR, due, worker.kill, text, worker.start, "was started again; it goes on from its checkpoint", AWAY_SECONDS
+    )
+
+
+def _frozen(worker: WorkerProcess, due: Due) -> Blow:
+    text = "stands still (SIGSTOP); nobody waits for it"
+    now = lambda history: worker.runs and due(history)  # noqa: E731 - of two institutions it is the one that is killed
+    return Blow(worker.name, now, worker.freeze, text, worker.thaw, "goes on where it stood", FROZEN_SECONDS)
+
+
+def _stopped_broker(node: PrivateNode, due: Due) -> Blow:
+    """Stopped, not killed: RabbitMQ 3.10 may keep the streams of a single node that was killed away for minutes."""
+    again = "was started again; everybody connects again and nothing is counted twice"
+    return Blow("RabbitMQ", due, node.stop, "was stopped; everybody trains on and waits for it", node.launch, again, AWAY_SECONDS)
 
 
 def send_rubbish(client_file: Path, institution: str) -> None:
@@ -138,7 +130,7 @@ def send_rubbish(client_file: Path, institution: str) -> None:
         broker.close()
 
 
-def _after(updates: float) -> Callable[[History], bool]:
+def _after(updates: float) -> Due:
     return lambda history: history.counters()["aggregated"] >= updates
 
 

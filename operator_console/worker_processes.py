@@ -32,6 +32,11 @@ class WorkerProcess:
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started, and neither killed nor waited for since."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The process's id. Raises WorkerEndedError where it does not run."""
         if self._process is None:
@@ -59,8 +64,9 @@ class WorkerProcess:
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Lets it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+        """Lets it go on, where it was not killed meanwhile."""
+        if self.runs:
+            os.kill(self.pid, signal.SIGCONT)
 
     def demand_alive(self) -> None:
         """Raises WorkerEndedError when it ended although nobody asked it to."""
