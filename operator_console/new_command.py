@@ -9,7 +9,7 @@ import typer
 from shared.errors import SettingsError, StorageError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
-MADE_UP_ROWS = 400
+MADE_UP_ROWS = 1000
 PLACES = ("north", "south", "east", "west")
 
 

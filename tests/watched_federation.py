@@ -61,12 +61,12 @@ class Prometheus:
     url: str
 
     def get(self, place: str, **query: str) -> dict:
-        """What it answers; nothing while it is not there yet."""
+        """What it answers; nothing while it is not there or not ready yet."""
         try:
             answer = httpx.get(f"{self.url}/api/v1/{place}", params=query, trust_env=False)
         except httpx.TransportError:
             return {}
-        return answer.json().get("data", {})
+        return answer.json().get("data", {}) if answer.status_code != 503 else {}
 
     def samples(self, expression: str) -> list[float]:
         """The values of an expression now, but for those that are no number."""
