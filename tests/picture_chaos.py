@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from tests.picture_management_ui import CHROMIUM, PICTURES, QUIET
+from tests.console.browsing import started_chromium
+from tests.picture_management_ui import PICTURES
 
 EVERY_MS, SHOWN_MS, LAST_SHOWN_MS = 2500, 800, 4000
 WIDTH, HEIGHT, SCALE, COLOURS = 1180, 1180, 0.65, 40
@@ -44,14 +45,12 @@ def frames(demo: "subprocess.Popen[str]", page: Page) -> list[Image.Image]:
 
 def main() -> None:
     """Writes the picture."""
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as scratch, started_chromium() as browser:
         command = [str(Path(sys.executable).with_name("fedqueue")), "demo", "--chaos", "--out", str(Path(scratch) / "run")]
         demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert demo.stdout is not None
         line = next(line for line in demo.stdout if "web console" in line)
-        page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(
-            viewport={"width": WIDTH, "height": HEIGHT}
-        )
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         enter(page, line)
         first, *others = frames(demo, page)
         demo.communicate()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from broker_config.connection import connect
 from broker_config.logins import Logins, load
@@ -24,13 +24,9 @@ from broker_config.topology import DEAD_LETTERS, LEAD, update_queue
 from client_worker.settings import ClientSettings
 from shared.broker import Message
 from tests.conftest import eventually
+from tests.console.browsing import started_chromium
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-CHROMIUM = "/usr/bin/chromium"
-QUIET = [
-    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"),
-    "--disable-sync",
-]
 STOPPED, GARBLING = "citizens-bank", "capital-one"
 STATISTICS_SECONDS = 6.0
 """RabbitMQ counts its queues every five seconds."""
@@ -97,12 +93,11 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as scratch,
         federation(Path(scratch) / "run") as logins,
-        sync_playwright() as playwright,
+        started_chromium() as browser,
     ):
         folder = Path(scratch) / "run"
         garble(folder)
         stop(folder, f"institutions/{STOPPED}/")
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = entered(browser, logins)
         page.goto(f"{logins.management}/#/connections")
         take(page, "connections", height=640)
@@ -121,7 +116,6 @@ def main() -> None:
         page.click("input[value='Get Message(s)']")
         page.wait_for_selector("h3:has-text('Message 1')")
         take(page, "dead-letter", height=860)
-        browser.close()
 
 
 if __name__ == "__main__":
