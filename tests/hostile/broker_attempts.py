@@ -306,11 +306,9 @@ ELSEWHERE = (
 
 
 def _opens_until_refused(hostile: HostileInstitution) -> str:
-    for _ in range(MANY):
-        answer = hostile.login_answer()
-        if answer != "allowed":
-            return answer
-    return f"{MANY} connections"
+    with hostile.world.limited_as_a_member("max-connections"):
+        answers = (hostile.login_answer() for _ in range(MANY))
+        return next((answer for answer in answers if answer != "allowed"), f"{MANY} connections")
 
 
 def _channels_until_refused(hostile: HostileInstitution) -> str:
@@ -318,7 +316,8 @@ def _channels_until_refused(hostile: HostileInstitution) -> str:
         for _ in range(MANY):
             channel.connection.channel()
 
-    return hostile.answer_to(open_many)
+    with hostile.world.limited_as_a_member("max-channels"):
+        return hostile.answer_to(open_many)
 
 
 def _fills_its_queue(hostile: HostileInstitution) -> str:

@@ -80,7 +80,7 @@ def _begins_many(hostile: HostileInstitution) -> str:
 
 def _comes_and_goes(hostile: HostileInstitution) -> str:
     for _ in range(CONNECTIONS):
-        hostile.patient_connection().close()
+        hostile.connection().close()
     return f"allowed {CONNECTIONS} times"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pika
 from pika import exceptions
-from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from broker_config.topology import update_queue
 from shared import codec
@@ -45,14 +44,9 @@ class HostileInstitution:
         self._connections.append(connection)
         return connection
 
-    @retry(retry=retry_if_exception_message(match=".*connection limit"), stop=stop_after_delay(30), wait=wait_fixed(0.1))
-    def patient_connection(self) -> pika.BlockingConnection:
-        """A connection once there is room for one: brokers count for a while what was closed a moment ago."""
-        return self.connection()
-
     def channel(self) -> Any:
         """A channel in confirm mode on a connection of its own."""
-        channel = self.patient_connection().channel()
+        channel = self.connection().channel()
         channel.confirm_delivery()
         return channel
 

@@ -14,6 +14,7 @@ from typing import Any
 import pika
 
 from broker_config.connection import address
+from broker_config.definitions import User, user_limits
 from broker_config.keyring import save_identity, save_trust
 from broker_config.provision import administration, provision
 from broker_config.topology import DEAD_LETTERS, update_queue
@@ -43,6 +44,10 @@ PLAN = a_plan(
     defence=Defence(strikes=None),
 )
 """Without quarantine and without limits on what is useless, so that each attempt is judged by itself."""
+
+LIFTED = {"max-connections": 1_000, "max-channels": 10_000}
+"""RabbitMQ goes on counting a connection that has ended, for as long as a busy machine takes: hundreds of short ones,
+one attempt after the other, would find no room. The limits of a member hold for the attempts at them alone."""
 
 LIMITED = PLAN.model_copy(update={"limits": small_limits(updates_per_hour=360)})
 """With the limits that a plan has unless it says otherwise, and six updates a minute."""
@@ -143,6 +148,15 @@ class World:
             yield
         finally:
             os.kill(self._process.pid, signal.SIGCONT)
+
+    @contextmanager
+    def limited_as_a_member(self, limit: str) -> Iterator[None]:
+        """While inside, the hostile institution has one of the limits that every member has."""
+        set_limits(self.server, {limit: user_limits(User(HOSTILE))[limit]})
+        try:
+            yield
+        finally:
+            set_limits(self.server, LIFTED)
 
     # who may connect, and how
 
@@ -301,11 +315,19 @@ class World:
         return self.watch.head.manifest.model.hash
 
 
+def set_limits(server: RabbitmqServer, limits: Mapping[str, int]) -> None:
+    """What the hostile institution may have of connections and channels."""
+    with administration(server.logins) as management:
+        for name, value in limits.items():
+            management._call("PUT", "user-limits", HOSTILE, name, body={"value": value})
+
+
 @contextmanager
 def under_attack(node: TlsNode, folder: Path, plan: Plan = PLAN, **beginning: Any) -> Iterator[World]:
     """A federation in a virtual host of its own, named after the folder."""
     server = RabbitmqServer(node.node, node.logins(folder.name), node.certificate)
     provision(server.logins, INSTITUTIONS, replace(LIMITS, journal_stream_bytes=16 * MIB), free_bytes=node.node.free_bytes)
+    set_limits(server, LIFTED)
     world = World(server, node, folder, plan, **beginning)
     try:
         yield world
