@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from aggregator_worker.defence import STRIKE
 from aggregator_worker.statements import Length, is_newest, length_of, norm_fault, over_budget, statement_fault
 from shared.compact import Delta, l2_norm
 from shared.errors import IncompatibleUpdateError, RejectedMessageError, UnknownInstitutionError
@@ -26,12 +27,16 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What is to become of an update, and why where it is not aggregated; `length` is known only where it is."""
+    """What is to become of an update, and why where it is not aggregated; `length` is known only where it is.
+
+    `strike` is what its rejection would count against its sender.
+    """
 
     outcome: Outcome
     reason: str = ""
     staleness: int = 0
     length: Length | None = None
+    strike: int = STRIKE
 
 
 class ReusedIdError(RejectedMessageError):

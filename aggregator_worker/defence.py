@@ -22,8 +22,11 @@ KEPT_LENGTHS = 50
 LEAST_LENGTHS = 8
 LEAST_INSTITUTIONS = 3
 """There is no cap before so many lengths are known, of so many institutions: the median of two is the opinion of one."""
-STRIKE = 2
-"""What one rejection counts; an update that is aggregated takes back one."""
+STRIKE, HALF_A_STRIKE = 2, 1
+"""What a rejection counts; an update that is aggregated takes back one."""
+NARROWLY = 1.5
+"""A rejection at up to so many times the gate's tolerance is half a strike. Honest institutions that differ from the others meet
+it now and then; what is meant to do harm goes beyond it, or comes again and again."""
 WINDOW_SCALAR = "lengths"
 """Under which name manifests carry the window, so that a successor decides the same."""
 
@@ -84,16 +87,25 @@ def scale_of(length: Length, window: Window, defence: Defence) -> float:
     return 1.0 if times <= defence.norm_cap else float(np.float32(defence.norm_cap / times))
 
 
-def struck(entry: Entry, outcome: Outcome, defence: Defence) -> Entry:
+def struck(entry: Entry, outcome: Outcome, defence: Defence, *, strike: int = STRIKE) -> Entry:
     """The entry after one more of its updates was settled; with too much against it, it is in quarantine.
 
-    Only what is wrong with an update's content counts: nobody is to blame for one that is late, lost or over the budget.
+    `strike` is what its rejection counts. Only what is wrong with an update's content counts: nobody is to blame for one that is
+    late, lost or over the budget.
     """
     if defence.strikes is None or entry.quarantined:
         return entry
-    change = {"rejected": STRIKE, "aggregated": -1}.get(outcome, 0)
+    change = {"rejected": strike, "aggregated": -1}.get(outcome, 0)
     strikes = max(0, entry.strikes + change)
     return entry.model_copy(update={"strikes": strikes, "quarantined": strikes >= STRIKE * defence.strikes})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an update must not be folded, and what that counts against its sender."""
+
+    reason: str
+    strike: int
 
 
 @dataclass(slots=True, eq=False)
@@ -108,8 +120,8 @@ class ValidationGate:
     _present: float | None = None
     _after: float | None = None
 
-    def fault(self, model: Parameters, delta: Delta, factor: float, tolerance: float) -> str | None:
-        """Why the update must not be folded; None where it may."""
+    def fault(self, model: Parameters, delta: Delta, factor: float, tolerance: float) -> Fault | None:
+        """What speaks against the update; None where it may be folded."""
         self._after = None
         if self._present is None:
             self._present = self.log_loss(model)
@@ -121,7 +133,8 @@ class ValidationGate:
         if self._after is not None and self._after <= self._present + tolerance:
             return None
         after = math.nan if self._after is None else self._after
-        return f"it would raise the log loss on the operator's rows from {self._present:.4f} to {after:.4f}"
+        strike = HALF_A_STRIKE if after <= self._present + NARROWLY * tolerance else STRIKE
+        return Fault(f"it would raise the log loss on the operator's rows from {self._present:.4f} to {after:.4f}", strike)
 
     def folded(self, *, as_judged: bool) -> None:
         """The update just judged is in the model. What it was judged by is known to be the model now, or is not."""

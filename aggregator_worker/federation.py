@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aggregator_worker.admission import Admission, Number
-from aggregator_worker.defence import WINDOW_SCALAR, Gate, ValidationGate, Window, scale_of, struck
+from aggregator_worker.defence import STRIKE, WINDOW_SCALAR, Fault, Gate, ValidationGate, Window, scale_of, struck
 from aggregator_worker.ending import Progress, ending_reached, time_is_over
 from aggregator_worker.server_state import Contribution, ServerState
 from aggregator_worker.statements import Length, is_newest, stated
@@ -150,7 +150,7 @@ class Federation:
             weight=(0.0 if contribution is None else contribution.weight).hex(),
             scale=(1.0 if contribution is None else contribution.scale).hex(),
         )
-        self._record(settlement, update)
+        self._record(settlement, update, strike=admission.strike)
         return settlement
 
     def _contribution(
@@ -170,11 +170,11 @@ class Federation:
         contribution = Contribution(delta, weight, scale, pseudonym, base, std)
         fault = self._gate_fault(contribution)
         if fault is not None:
-            return replace(admission, outcome="rejected", reason=fault), None
+            return replace(admission, outcome="rejected", reason=fault.reason, strike=fault.strike), None
         self.weighing = weighing
         return admission, contribution
 
-    def _gate_fault(self, contribution: Contribution) -> str | None:
+    def _gate_fault(self, contribution: Contribution) -> Fault | None:
         tolerance = self.plan.defence.gate_tolerance
         if self._gate is None or tolerance is None:
             return None
@@ -199,10 +199,10 @@ class Federation:
             outcome=outcome,
             reason=reason,
         )
-        self._record(settlement, None)
+        self._record(settlement, None, strike=STRIKE)
         return settlement
 
-    def _record(self, settlement: Settlement, update: Update | None) -> None:
+    def _record(self, settlement: Settlement, update: Update | None, *, strike: int) -> None:
         entry = self.table[settlement.institution]
         counters = entry.counters.model_dump()
         counters[settlement.outcome] += 1
@@ -219,7 +219,7 @@ class Federation:
             }
         )
         self.pending.settled.append(settlement)
-        self.change(settlement.institution, struck(changed, settlement.outcome, self.plan.defence))
+        self.change(settlement.institution, struck(changed, settlement.outcome, self.plan.defence, strike=strike))
 
     def _is_found_spent(self, entry: Entry, settlement: Settlement) -> bool:
         return settlement.outcome == "over_budget" and standing_under(entry, self._plan_hash) is None

@@ -74,7 +74,8 @@ class Defence(Frozen):
 
     An update longer than `norm_cap` times what is usual, as it is and in the length that noise has on so many examples, is scaled
     down to it. Where the aggregator has held-out rows, one that would raise their log loss by more than `gate_tolerance` is
-    rejected. After `strikes` rejections, each taken back by two accepted updates, an institution is in quarantine.
+    rejected. After `strikes` rejections, each taken back by two accepted updates, an institution is in quarantine; a rejection
+    that missed the tolerance narrowly counts half.
     """
 
     norm_cap: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0

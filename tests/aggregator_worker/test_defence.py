@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aggregator_worker.defence import KEPT_LENGTHS, ValidationGate, Window, scale_of, struck
+from aggregator_worker.defence import HALF_A_STRIKE, KEPT_LENGTHS, ValidationGate, Window, scale_of, struck
 from aggregator_worker.statements import Length
 from shared.messages import Entry, Outcome
 from shared.plan import Defence
@@ -140,6 +140,13 @@ def test_a_rejection_is_taken_back_by_two_updates_and_three_too_many_are_quarant
     assert (entry.strikes, entry.quarantined) == (strikes, quarantined)
 
 
+def test_a_rejection_for_little_is_half_a_strike_so_that_six_in_a_row_are_quarantine():
+    entry = Entry(incarnation=1)
+    for number in range(1, 7):
+        entry = struck(entry, "rejected", Defence(strikes=3), strike=HALF_A_STRIKE)
+        assert (entry.strikes, entry.quarantined) == (number, number == 6)
+
+
 def test_without_strikes_nobody_is_put_into_quarantine():
     entry = Entry(incarnation=1)
     for _ in range(20):
@@ -159,7 +166,8 @@ class Rows:
 
 
 def fault(gate: ValidationGate, model: float, delta: float, factor: float = 1.0) -> str | None:
-    return gate.fault({"w": array(model)}, {"w": array(delta)}, factor, 0.01)
+    found = gate.fault({"w": array(model)}, {"w": array(delta)}, factor, 0.01)
+    return found and found.reason
 
 
 def test_an_update_passes_the_gate_where_its_own_weighed_step_costs_no_more_than_the_tolerance():
@@ -169,6 +177,13 @@ def test_an_update_passes_the_gate_where_its_own_weighed_step_costs_no_more_than
     assert fault(gate, 1.0, 0.09, 0.1) is None
     assert fault(gate, 1.0, 0.011) == "it would raise the log loss on the operator's rows from 1.0000 to 1.0110"
     assert fault(gate, 1.0, 0.11, 0.1) is not None
+
+
+@pytest.mark.parametrize(("delta", "strike"), [(0.011, 1), (0.0149, 1), (0.0151, 2), (5.0, 2), (float("nan"), 2)])
+def test_half_a_strike_is_what_misses_the_tolerance_by_no_more_than_half_of_it(delta: float, strike: int):
+    found = ValidationGate(Rows().log_loss).fault({"w": array(1.0)}, {"w": array(delta)}, 1.0, 0.01)
+    assert found is not None
+    assert found.strike == strike
 
 
 def test_the_model_stays_as_it_was_when_an_update_is_judged():

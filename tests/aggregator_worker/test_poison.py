@@ -117,6 +117,15 @@ def test_an_update_that_makes_the_model_worse_is_rejected_and_changes_nothing_bu
     assert commit(federation).manifest.version == 1
 
 
+def test_six_updates_that_miss_the_gate_narrowly_lead_into_quarantine_and_five_do_not():
+    federation = guarded(gate=loss_is_first_number)
+    for sent in range(1, 7):
+        weight = federation.weighing.copied().weigh(A, staleness=0)
+        settlement = send(federation, "bank-a", 0.014 / weight, 0)  # the plan lets 0.01 pass
+        commit(federation)
+        assert (settlement.outcome, federation.table[A].strikes, federation.table[A].quarantined) == ("rejected", sent, sent == 6)
+
+
 def test_what_counts_at_the_gate_is_the_weight_that_the_update_would_have():
     # the first of four equal banks has earned a quarter of its quarter: 1/16 x 0.15 < 0.01 < 1/16 x 0.17
     federation = guarded(gate=loss_is_first_number)
