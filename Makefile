@@ -28,7 +28,7 @@ test: setup ## linters, types, import contracts and all tests but the long ones
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/pytest -m 'not long' -n 2 --dist loadfile
+	@setup/test .venv/bin/python -m 'not long' -n 2 --dist loadfile
 
 test-long: docs ## the documentation site, the long tests, then those of the broker again on RabbitMQ 4 (as root)
 	@setup/chromium
@@ -36,9 +36,9 @@ test-long: docs ## the documentation site, the long tests, then those of the bro
 	@setup/prometheus
 	@setup/extras
 	@setup/extras wandb
-	.venv/bin/pytest -m '(long or prometheus) and not compose and not extras and not wandb'
-	build/extras-env/bin/python -m pytest -m extras
-	build/wandb-env/bin/python -m pytest -m wandb
+	@setup/test .venv/bin/python -m '(long or prometheus) and not compose and not extras and not wandb'
+	@setup/test build/extras-env/bin/python -m extras
+	@setup/test build/wandb-env/bin/python -m wandb
 	setup/test-rabbitmq4
 
 faults: setup ## torment a federation on three broker nodes, then check what it left behind (SEED=1 FAULTS=200)
