@@ -34,6 +34,8 @@ def cluster_logins(cluster):
 def cluster_server(cluster, cluster_logins) -> Iterator[RabbitmqServer]:
     server = server_on(cluster.nodes, cluster_logins)
     yield server
+    for node in cluster.nodes:  # one that was left alone has paused itself, and comes back in its own time
+        node.wait_until_ready()
     server.close()
 
 
