@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
+import pytest
 from PIL import Image
 from playwright.sync_api import ViewportSize
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -49,7 +49,8 @@ def main() -> None:
     """Writes both."""
     camera = Camera()
     with tempfile.TemporaryDirectory() as scratch, started_chromium() as browser:
-        with patch("operator_console.demo.watch", camera.watch):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("operator_console.demo.watch", camera.watch)
             folder = run_demo(DemoOptions(out=Path(scratch) / "run"), Console())
         assert camera.kept is not None, "no bank was seen killed"
         (PICTURES / "live-view.svg").write_text(picture(camera.kept))
