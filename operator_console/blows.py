@@ -1,4 +1,4 @@
-"""What a demonstration does to itself on purpose: a worker or the broker is killed, a bank stands still, one sends rubbish."""
+"""What a demonstration does to itself: workers are killed, the broker is stopped, a bank stands still, another sends rubbish."""
 
 import secrets
 import time

@@ -66,7 +66,7 @@ def demo(  # noqa: PLR0913 - typer takes one parameter for each option
     ] = False,
     chaos: Annotated[
         bool,
-        typer.Option("--chaos", help="Kill the aggregator, a bank and the broker on the way, and show that nothing is lost."),
+        typer.Option("--chaos", help="Kill the aggregator and a bank, stop the broker, and show that nothing is lost."),
     ] = False,
     web_console: Annotated[
         bool, typer.Option("--console", help="Show the run in a browser too; --chaos does in any case.")
