@@ -5,8 +5,11 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from broker_config.topology import update_queue
+from operator_console.dead_letters import DeadLetters
 from operator_console.web.server import Console, ServerOptions
-from tests.console.federation import ALONE, BY_HAND, at_work, founded
+from tests.conftest import eventually
+from tests.console.federation import ALONE, BY_HAND, Federation, at_work, founded
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -64,6 +67,12 @@ def folded(record) -> set[str]:
     return {each.institution for each in record.manifest.settled if each.outcome == "aggregated"}
 
 
+def by_hand(federation: Federation) -> list[tuple[int, int]]:
+    """Version and number of each update of the bank that nobody runs."""
+    updates = [(line["version"], update) for line in federation.lines() for update in line["updates"]]
+    return [(version, update["sequence"]) for version, update in updates if update["institution"] == BY_HAND]
+
+
 def test_a_dead_letter_is_requeued_folded_once_and_no_longer_there(visit, federation):
     federation.bury(*federation.update_by_hand(1), author=BY_HAND, refused="the disk was full")
     seen = visit().go("Dead letters")
@@ -74,18 +83,18 @@ def test_a_dead_letter_is_requeued_folded_once_and_no_longer_there(visit, federa
     seen.dialog().get_by_role("button", name="Requeue it").click()
     expect(seen.notice).to_contain_text("is requeued")
     expect(row).to_have_count(0)
-    by_hand = [
-        (line["version"], update["sequence"])
-        for line in federation.lines()
-        for update in line["updates"]
-        if update["institution"] == BY_HAND
-    ]
-    assert [sequence for _, sequence in by_hand] == [1]
-    seen.page.evaluate(f"location.hash = '#versions/{by_hand[0][0]}'")
+    ((version, sequence),) = by_hand(federation)
+    assert sequence == 1
+    seen.page.evaluate(f"location.hash = '#versions/{version}'")
     expect(seen.page.locator("#folded")).to_contain_text(BY_HAND)
 
 
 def test_what_the_aggregator_refuses_is_said_in_its_words(visit, federation):
+    if not by_hand(federation):
+        with federation.connect(BY_HAND) as broker:
+            for message in federation.update_by_hand(1):
+                broker.publish(update_queue(BY_HAND), message)
+        assert eventually(lambda: by_hand(federation))
     federation.bury(*federation.update_by_hand(1), author=BY_HAND, refused="sent a second time")
     seen = visit().go("Dead letters")
     row = seen.page.locator("#dead-letters tbody tr", has_text="sent a second time")
@@ -94,6 +103,21 @@ def test_what_the_aggregator_refuses_is_said_in_its_words(visit, federation):
     expect(seen.notice).to_contain_text("Not done:")
     expect(seen.notice).to_contain_text("number 1 is aggregated already")
     expect(row).to_have_count(1)
+
+
+def test_a_letter_that_comes_as_another_one_goes_is_shown_though_the_number_of_letters_stays(visit, federation):
+    federation.bury(*federation.update_by_hand(8), author=BY_HAND, refused="the former one")
+    seen = visit().go("Dead letters")
+    rows = seen.page.locator("#dead-letters tbody tr")
+    expect(rows.filter(has_text="the former one")).to_have_count(1)
+    expect(seen.page.locator("#letters-count")).to_have_text(str(rows.count()))
+    later = federation.update_by_hand(9)
+    with federation.connect("operator") as broker:
+        letters = DeadLetters(broker, idle_seconds=0.2)
+        letters.discard([each for each in letters.look() if each.reason == "the former one"])
+    federation.bury(*later, author=BY_HAND, refused="the next one")
+    expect(rows.filter(has_text="the next one")).to_have_count(1)
+    expect(rows.filter(has_text="the former one")).to_have_count(0)
 
 
 def test_what_was_ordered_and_by_whom_stands_in_the_audit(visit):

@@ -186,3 +186,5 @@ document.body.dataset.role = shown.me.role;
 route();
 live.start();
 setInterval(draw, 1000);
+// The number of letters comes seconds late, and one that goes while another one comes does not change it.
+setInterval(() => refresh("dead-letters"), 5000);
