@@ -322,10 +322,18 @@ def set_limits(server: RabbitmqServer, limits: Mapping[str, int]) -> None:
             management._call("PUT", "user-limits", HOSTILE, name, body={"value": value})
 
 
+class RoomyServer(RabbitmqServer):
+    """Gives the hostile institution room again each time its rights and limits were set anew."""
+
+    def _apply(self) -> None:
+        super()._apply()
+        set_limits(self, LIFTED)
+
+
 @contextmanager
 def under_attack(node: TlsNode, folder: Path, plan: Plan = PLAN, **beginning: Any) -> Iterator[World]:
     """A federation in a virtual host of its own, named after the folder."""
-    server = RabbitmqServer(node.node, node.logins(folder.name), node.certificate)
+    server = RoomyServer(node.node, node.logins(folder.name), node.certificate)
     provision(server.logins, INSTITUTIONS, replace(LIMITS, journal_stream_bytes=16 * MIB), free_bytes=node.node.free_bytes)
     set_limits(server, LIFTED)
     world = World(server, node, folder, plan, **beginning)
