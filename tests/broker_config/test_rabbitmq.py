@@ -157,7 +157,7 @@ def test_a_broker_that_restarts_is_unavailable_and_then_holds_what_it_confirmed(
     bank.close()
     aggregator.close()
     node.start()
-    again = eventually(lambda: consuming(here.settings("aggregator")))
+    again = eventually(lambda: consuming(here.settings("aggregator")), 60)
     assert again is not None
     kept = again.receive(30)
     assert kept is not None
