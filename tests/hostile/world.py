@@ -25,7 +25,7 @@ from shared.errors import PublishRefusedError
 from shared.messages import Entry
 from shared.plan import Defence, Plan, PrivacyPlan
 from tests.builders import NAMES, SECRET, a_hello, a_plan, a_statement, array, as_messages, name_of, small_limits
-from tests.conftest import INSTITUTIONS, LIMITS, RabbitmqServer, eventually
+from tests.conftest import LIMITS, RabbitmqServer, eventually
 from tests.guarding import GuardedServer, Keyring
 from tests.hostile.certificates import Holder
 from tests.running import EXAMPLES, Hand, Watch, begin
@@ -322,20 +322,19 @@ def set_limits(server: RabbitmqServer, limits: Mapping[str, int]) -> None:
             management._call("PUT", "user-limits", HOSTILE, name, body={"value": value})
 
 
-class RoomyServer(RabbitmqServer):
-    """Gives the hostile institution room again each time its rights and limits were set anew."""
+class AttackedServer(RabbitmqServer):
+    """With room for journals; and room for the hostile institution, again each time the rights and limits of all are set anew."""
 
     def _apply(self) -> None:
-        super()._apply()
+        limits = replace(LIMITS, journal_stream_bytes=16 * MIB)
+        provision(self.logins, self.institutions, limits, free_bytes=self._node.free_bytes)
         set_limits(self, LIFTED)
 
 
 @contextmanager
 def under_attack(node: TlsNode, folder: Path, plan: Plan = PLAN, **beginning: Any) -> Iterator[World]:
     """A federation in a virtual host of its own, named after the folder."""
-    server = RoomyServer(node.node, node.logins(folder.name), node.certificate)
-    provision(server.logins, INSTITUTIONS, replace(LIMITS, journal_stream_bytes=16 * MIB), free_bytes=node.node.free_bytes)
-    set_limits(server, LIFTED)
+    server = AttackedServer(node.node, node.logins(folder.name), node.certificate)
     world = World(server, node, folder, plan, **beginning)
     try:
         yield world
